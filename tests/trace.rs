@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Output;
 
 use muslin::agent::Agent;
@@ -258,4 +258,175 @@ fn it_is_read_at_a_glance_and_ends_as_a_script_asks() {
         text.contains("  also, to pod web: ICMP time exceeded"),
         "{text}"
     );
+}
+
+const SECRET: &str = "of-two-nodes-that-ask-each-other";
+
+/// Two nodes whose control sockets are on different machines, with these secrets if any, and pods `web`
+/// and `db`.
+struct Apart {
+    nodes: [Node; 2],
+    web: Agent,
+    db: Agent,
+    _lab: Lab,
+}
+
+impl Apart {
+    fn new(backend: &str, secrets: [Option<&str>; 2]) -> Option<Self> {
+        let lab = Lab::new()?;
+        let store = lab.store();
+        let nodes = [1, 2].map(|number: u8| {
+            let address = Ipv4Addr::new(10, 9, 0, number);
+            let name = format!("n{number}");
+            let mut config = match backend {
+                "host-gw" => NodeConfig::on_interface(&name, "eth0", &store),
+                _ => NodeConfig::new(&name, address, &store),
+            };
+            config = config
+                .with("--network", "10.244.0.0/16")
+                .with("--backend", backend);
+            if let Some(secret) = secrets[usize::from(number) - 1] {
+                let file = lab.directory().join(format!("secret-{number}"));
+                std::fs::write(&file, format!("{secret}\n")).unwrap();
+                config = config.with("--trace-secret-file", file.display());
+            }
+            config.start(&lab.host(&name, address))
+        });
+        for node in &nodes {
+            node.wait_peers(1);
+        }
+        let (web, db) = (nodes[0].pod("web"), nodes[1].pod("db"));
+        let mut apart = Self {
+            nodes,
+            web,
+            db,
+            _lab: lab,
+        };
+        poll_until(SOON, "the names of the other node", || {
+            let code = apart.run(&["web", "db"]).status.code();
+            (code == Some(0)).then_some(())
+        });
+        let far = apart.db.address("eth0").unwrap();
+        traffic::ping(&mut apart.web, far);
+        Some(apart)
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        let words: Vec<_> = ["trace"].iter().chain(words).copied().collect();
+        self.nodes[0].client(&words).output().unwrap()
+    }
+
+    fn trace(&self, words: &[&str]) -> (Value, Option<i32>) {
+        let output = self.run(&[words, &["--json"]].concat());
+        let way = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            let said = String::from_utf8_lossy(&output.stderr);
+            panic!("{words:?}: {error}: {said}")
+        });
+        (way, output.status.code())
+    }
+
+    /// How many packets the second node has dropped for this reason.
+    fn drops(&self, reason: &str) -> u64 {
+        let rows = self.nodes[1].query("drops");
+        let mut rows = rows.as_array().unwrap().iter();
+        let row = rows.find(|row| row["reason"] == reason);
+        row.map_or(0, |row| row["packets"].as_u64().unwrap())
+    }
+}
+
+/// A trace goes on where the other node's part is asked for over the pod network.
+fn goes_on_at_another_machine(backend: &str) {
+    let Some(apart) = Apart::new(backend, [Some(SECRET); 2]) else {
+        return;
+    };
+    let (way, code) = apart.trace(&["web", "db"]);
+    assert_eq!((&way["unknown"], code), (&Value::Null, Some(0)), "{way:#}");
+    let last = &way["parts"][1];
+    assert_eq!(last["node"], "n2");
+    assert_eq!(last["outcome"]["text"], "Delivered to pod db.");
+    // As it does for one machine.
+    let (way, code) = apart.trace(&["web", "db", "--ttl", "2"]);
+    let reason = &way["parts"][1]["outcome"]["reason"];
+    assert_eq!((reason.as_str(), code), (Some("ttl-exceeded"), Some(1)));
+    let mtu = apart.nodes[0].mtu().to_string();
+    let (way, _) = apart.trace(&["web", "db", "--size", &mtu]);
+    assert_eq!(way["parts"].as_array().unwrap().len(), 2, "{way:#}");
+    assert_eq!(apart.drops("exchange-refused"), 0);
+    assert_eq!(apart.drops("gateway-port"), 0);
+}
+
+#[test]
+fn over_vxlan_it_goes_on_at_another_machine() {
+    goes_on_at_another_machine("vxlan");
+}
+
+#[test]
+fn on_the_link_it_goes_on_at_another_machine() {
+    goes_on_at_another_machine("host-gw");
+}
+
+/// A trace ends with one line that says why the other node's part is not known.
+fn ends_with(secrets: [Option<&str>; 2], why: &str, dropped: Option<&str>) {
+    let Some(apart) = Apart::new("vxlan", secrets) else {
+        return;
+    };
+    let (way, code) = apart.trace(&["web", "db"]);
+    assert_eq!((way["parts"].as_array().unwrap().len(), code), (1, Some(0)));
+    assert_eq!(way["unknown"]["node"], "n2");
+    let said = way["unknown"]["why"].as_str().unwrap();
+    assert!(said.contains(why), "{said}");
+    let text = String::from_utf8(apart.run(&["web", "db"]).stdout).unwrap();
+    let last = text.lines().last().unwrap();
+    assert!(
+        last.starts_with("The rest is for node n2 at ") && last.contains(why),
+        "{text}"
+    );
+    if let Some(reason) = dropped {
+        assert!(apart.drops(reason) > 0, "{reason}");
+    }
+}
+
+#[test]
+fn who_is_not_allowed_to_ask_is_told_so() {
+    ends_with(
+        [None, Some(SECRET)],
+        "this one has no --trace-secret-file",
+        None,
+    );
+}
+
+#[test]
+fn who_asks_a_node_that_allows_nobody_is_told_so() {
+    ends_with(
+        [Some(SECRET), None],
+        "does not answer",
+        Some("gateway-port"),
+    );
+}
+
+#[test]
+fn who_asks_by_another_secret_is_told_so() {
+    let other = Some("of-others-that-are-not-asked");
+    ends_with(
+        [other, Some(SECRET)],
+        "does not answer",
+        Some("exchange-refused"),
+    );
+}
+
+#[test]
+fn no_pod_can_ask() {
+    let Some(mut apart) = Apart::new("vxlan", [Some(SECRET); 2]) else {
+        return;
+    };
+    let gateway = SocketAddrV4::new(apart.nodes[1].address(1), 8486);
+    for pod in [&mut apart.db, &mut apart.web] {
+        // It is refused, which is an error of the socket.
+        let _ = pod.udp(gateway, 3, 100);
+    }
+    poll_until(SOON, "packets of both pods", || {
+        (apart.drops("gateway-port") >= 2).then_some(())
+    });
+    let messages = ["exchange-malformed", "exchange-rate", "exchange-refused"];
+    assert_eq!(messages.map(|reason| apart.drops(reason)), [0; 3]);
 }

@@ -20,6 +20,7 @@ const EXAMPLES: &[(&[&str], &[&str])] = &[
         &[
             "muslin node",
             "muslin node --store etcd://10.9.0.1:2379 --public-ip 10.9.0.2",
+            "muslin node --trace-secret-file /etc/muslin/trace-secret",
         ],
     ),
     (

@@ -19,8 +19,9 @@ use tracing::warn;
 use super::StateChoice;
 use super::flannel;
 use super::log;
+use super::secret;
 use crate::confine::{self, Capability, Places};
-use crate::daemon::{self, NodeSettings, Offload};
+use crate::daemon::{self, NodeSettings, Offload, TraceSecret};
 use crate::error::{Error, Result};
 use crate::features::Feature;
 use crate::host;
@@ -151,6 +152,11 @@ pub(super) struct Arguments {
     /// traces; read-only. By another address than this machine's own it asks for a token, which is logged
     #[arg(long, value_name = "ADDR")]
     admin: Option<SocketAddr>,
+    /// Let other nodes ask this one what becomes of packets that they have sent here, and ask them, for
+    /// `muslin trace`: those that have the same secret, which this file contains, ask by the pod network
+    /// [default: systemd's credential trace-secret, if there is one]
+    #[arg(long, value_name = "FILE")]
+    trace_secret_file: Option<PathBuf>,
     /// Do not restrict the node's system calls (seccomp)
     #[arg(long)]
     no_seccomp: bool,
@@ -194,6 +200,9 @@ enum BackendName {
     /// IPv4 in IPv4
     Ipip,
 }
+
+/// Bytes of the shortest secret of nodes that ask each other.
+const MIN_SECRET: usize = 16;
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.die_with_parent {
@@ -296,7 +305,21 @@ impl Arguments {
             health: flannel.health(),
             metrics: self.metrics,
             admin: self.admin,
+            trace_secret: self.trace_secret()?,
         })
+    }
+
+    /// The secret of nodes that ask each other, which nobody may guess.
+    fn trace_secret(&self) -> Result<Option<TraceSecret>> {
+        let secret = secret::read(self.trace_secret_file.as_deref(), "trace-secret")?;
+        match secret {
+            Some(secret) if secret.len() < MIN_SECRET => Err(Error::usage(format!(
+                "the secret of --trace-secret-file has {} bytes, and needs {MIN_SECRET}: make one \
+                 with 'openssl rand -hex 32'",
+                secret.len()
+            ))),
+            secret => Ok(secret.map(TraceSecret::new)),
+        }
     }
 
     fn egress(&self) -> Result<Option<host::EgressSettings>> {

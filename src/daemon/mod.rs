@@ -7,6 +7,7 @@ mod capture;
 mod cni;
 mod diary;
 mod doors;
+mod exchange;
 mod follow;
 mod front;
 mod handover;
@@ -59,7 +60,7 @@ use naming::NameService;
 use parking_lot::Mutex;
 pub(crate) use records::directories;
 use running::{NodeInfo, RunningNode};
-pub use settings::{NodeSettings, Offload};
+pub use settings::{NodeSettings, Offload, TraceSecret};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -775,6 +776,9 @@ impl Driver {
             front.spawn(host_interface::follow(name, changes, running.clone()));
         }
         front.spawn(limits::watch(running.clone()));
+        if let Some(messages) = running.exchange.open(&running.workers) {
+            front.spawn(exchange::serve(running.clone(), messages));
+        }
         front.spawn(heartbeat::watch(running.clone(), self.condition.clone()));
     }
 

@@ -31,6 +31,7 @@ use tracing::{debug, info, warn};
 use super::capture::MAX_CAPTURES;
 use super::cni::Cni;
 use super::diary::Diary;
+use super::exchange::Exchange;
 use super::front::Front;
 use super::host_interface::HostState;
 use super::naming::NameService;
@@ -155,6 +156,8 @@ pub(super) struct RunningNode {
     pub(super) leases: Arc<dyn Store>,
     /// Places for captures.
     pub(super) captures: Arc<Semaphore>,
+    /// What is asked of other nodes, and by them.
+    pub(super) exchange: Exchange,
     diary: Diary,
     condition: watch::Receiver<condition::State>,
     /// Takes what happens.
@@ -183,6 +186,7 @@ impl RunningNode {
             cni: Mutex::new(Cni::new(&socket.unwrap_or_default())),
             host: HostState::default(),
             captures: Arc::new(Semaphore::new(MAX_CAPTURES)),
+            exchange: Exchange::new(facts.settings.trace_secret.as_ref()),
             diary: diary.context("cannot start a thread")?,
             control,
             peer_lines: Mutex::new(Lines::new(now)),

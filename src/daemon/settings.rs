@@ -68,6 +68,30 @@ pub struct NodeSettings {
     pub metrics: Option<SocketAddr>,
     /// The address that serves the page.
     pub admin: Option<SocketAddr>,
+    /// What is known to those nodes that may ask this one about packets, if any may.
+    pub trace_secret: Option<TraceSecret>,
+}
+
+/// A secret of nodes that ask each other about packets. It is not printed.
+#[derive(Clone)]
+pub struct TraceSecret(String);
+
+impl TraceSecret {
+    /// One with this text.
+    #[must_use]
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl std::fmt::Debug for TraceSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TraceSecret")
+    }
 }
 
 /// Which of the kernel's offloads a node uses, where the kernel has them.

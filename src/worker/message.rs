@@ -11,10 +11,12 @@ use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath::SiblingMessage;
 use muslin_stack::datapath::capture::{Batch, Wanted};
 use muslin_stack::datapath::egress::FlowKey;
+use muslin_stack::datapath::exchange::Message;
 use muslin_stack::datapath::host_interface::HostInterface;
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
+use muslin_stack::drops::DropReason;
 use nix::sys::eventfd::EventFd;
 use socket2::Socket;
 use tokio::sync::{oneshot, watch};
@@ -58,6 +60,12 @@ pub(super) enum Command {
     Capture(Box<(Wanted, Batch)>, Tap),
     /// End a capture.
     EndCapture(u64),
+    /// Take messages of other nodes from now on, for this reader.
+    OpenExchange(tokio::sync::mpsc::Sender<Message>),
+    /// Send this to another node's gateway.
+    Tell(Ipv4Addr, Vec<u8>),
+    /// Count packets that were lost after they had left the data path.
+    CountDrops(DropReason, u64),
     /// Stop to read, for another process to go on with what there is.
     Suspend(oneshot::Sender<io::Result<Holdings>>),
     /// Read all that there is to read.

@@ -8,6 +8,7 @@ pub mod batches;
 mod busy_poll;
 mod capture;
 mod clients;
+mod exchange;
 mod host;
 mod message;
 mod output;

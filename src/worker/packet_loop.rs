@@ -11,6 +11,7 @@ use muslin_encap::offload::virtio;
 use muslin_encap::tunnel::Format;
 use muslin_stack::Instant;
 use muslin_stack::datapath::egress::FlowId;
+use muslin_stack::datapath::exchange::Message;
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::datapath::work::Turn;
@@ -57,6 +58,8 @@ pub(super) struct PacketLoop {
     pub(super) reads_host: bool,
     /// Who captures packets.
     pub(super) taps: Vec<Tap>,
+    /// Who reads what other nodes say.
+    pub(super) exchange: Option<mpsc::Sender<Message>>,
     /// Ports that are not read before a time, since their pods may send no faster.
     pub(super) paused: Vec<(Instant, PortId)>,
 }
@@ -138,6 +141,7 @@ impl PacketLoop {
             readers: BTreeSet::new(),
             reads_host: false,
             taps: Vec::new(),
+            exchange: None,
             paused: Vec::new(),
             clock,
             epoll,
@@ -184,6 +188,7 @@ impl PacketLoop {
                 self.send_own(now);
             }
             self.flush_captures();
+            self.flush_exchange();
             self.resume_published(now);
             self.resume_ports(now);
             self.show_totals();
@@ -267,6 +272,11 @@ impl PacketLoop {
                 Command::Copy(question) => question(&self.view()),
                 Command::Capture(what, tap) => self.begin_capture(what.0, what.1, tap),
                 Command::EndCapture(id) => self.end_capture(id),
+                Command::OpenExchange(reader) => self.open_exchange(reader),
+                Command::Tell(to, message) => self.tell(to, &message),
+                Command::CountDrops(reason, packets) => {
+                    self.path.node_mut().count_drops(reason, packets);
+                }
                 Command::Suspend(answer) => {
                     let holdings = self.suspend();
                     // Whoever asked may have gone.

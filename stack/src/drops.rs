@@ -100,6 +100,9 @@ reasons! {
     EgressDenied, "egress-denied", "A packet was to or from an address that egress may not reach.";
     EgressNoFlow, "egress-no-flow", "A TCP segment to an address outside belonged to no connection.";
     GatewayPort, "gateway-port", "A packet was to a port of the gateway where nothing listens.";
+    ExchangeMalformed, "exchange-malformed", "A message of another node's gateway was no whole datagram of its port, or too long.";
+    ExchangeRate, "exchange-rate", "Other nodes' gateways sent more messages than are read.";
+    ExchangeRefused, "exchange-refused", "A message of another node's gateway had a wrong authentication code, answered nothing, or came while too many were answered.";
     EgressTableFull, "egress-table-full", "There were too many flows to and from addresses outside, and none was idle.";
     EgressInUse, "egress-in-use", "A flow to a pod had the addresses and ports of another.";
     EgressPodFull, "egress-pod-full", "A pod had too many flows to addresses outside, and none was idle.";
@@ -149,6 +152,7 @@ impl DropReason {
                 | Self::EgressDenied
                 | Self::EgressNoFlow
                 | Self::GatewayPort
+                | Self::ExchangeRefused
                 | Self::EgressTableFull
                 | Self::EgressInUse
                 | Self::EgressPodFull
@@ -175,6 +179,7 @@ impl DropReason {
             self,
             Self::Storm
                 | Self::HostTableFull
+                | Self::ExchangeRate
                 | Self::EgressFragmentsFull
                 | Self::EgressTableFull
                 | Self::EgressPodFull

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::tunnel::ipip;
 use muslin_stack::addresses::ipv4;
+use muslin_stack::api::exchange::{Ask, Told};
 use muslin_stack::api::published::Transport;
 use muslin_stack::api::trace::{
     Arrival, Beginning, Medium, Next, Outcome, Packet, Part, Protocol, Question, Step, Verdict,
@@ -21,6 +22,7 @@ use muslin_stack::datapath::tunnel::Tunnel;
 use smoltcp::wire::EthernetAddress;
 use words::Words;
 
+use super::exchange;
 use super::pods::{Pod, Pods, not_attached};
 use super::running::RunningNode;
 use crate::dns::DOMAIN;
@@ -56,6 +58,16 @@ pub(super) async fn part(running: &RunningNode, question: Question) -> Result<Pa
             Err(unsent) => return unsent.part(&words),
         },
         Question::Arrival(arrival) => arrive(running, arrival)?,
+        Question::Elsewhere { public_ip, arrival } => {
+            return match running
+                .exchange
+                .ask(running, public_ip, Ask::Trace(arrival))
+                .await?
+            {
+                Told::Trace(part) => Ok(*part),
+                told => Err(exchange::unexpected(told)),
+            };
+        }
         _ => return Err(Error::usage("this node is too old to trace that")),
     };
     let (entrance, bytes) = (incoming.entrance, incoming.bytes);

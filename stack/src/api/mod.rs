@@ -8,6 +8,7 @@ pub mod cni;
 pub mod control;
 pub mod credentials;
 pub mod events;
+pub mod exchange;
 pub mod http;
 pub mod netavark;
 pub mod pcapng;

@@ -7,6 +7,7 @@
 
 pub mod capture;
 pub mod egress;
+pub mod exchange;
 pub mod filter;
 pub mod frame;
 pub mod gateway;

@@ -52,6 +52,7 @@ impl<O: Observer, F: Filter + Clone> Node<O, F> {
             filter: self.filter.clone(),
             uplink: self.uplink.clone(),
             host,
+            exchange: self.exchange.clone(),
             claimed: self.claimed,
             egress: self.egress,
             egress_v6: self.egress_v6,

@@ -29,6 +29,7 @@ use thiserror::Error;
 
 use crate::addresses::{Addresses, Nets};
 use crate::bucket::TokenBucket;
+use crate::datapath::exchange::Mailbox;
 use crate::datapath::filter::{Direction, Filter, Unfiltered};
 use crate::datapath::frame;
 use crate::datapath::gateway::{self, Gateway, Own};
@@ -50,6 +51,7 @@ use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
 
 mod awaited;
+mod exchange;
 mod fork;
 mod home;
 mod host;
@@ -194,6 +196,8 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     filter: F,
     uplink: Option<Lan>,
     host: Option<HostPort>,
+    /// What other nodes have said, if they are listened to.
+    exchange: Option<Mailbox>,
     /// The last claim of a next hop's address that is looked into and that siblings have not heard of.
     claimed: Option<(IpAddr, EthernetAddress)>,
     /// The overlay's networks; packets from pods that leave them are for egress.
@@ -295,6 +299,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             filter,
             uplink: None,
             host: None,
+            exchange: None,
             claimed: None,
             egress: None,
             egress_v6: None,

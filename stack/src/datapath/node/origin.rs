@@ -176,7 +176,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Routes a packet of the node's own.
-    pub(super) fn route_own(&mut self, now: Instant, bytes: &[u8]) {
+    pub(in crate::datapath) fn route_own(&mut self, now: Instant, bytes: &[u8]) {
         if is_v6(bytes) {
             return self.route_own_v6(now, bytes);
         }

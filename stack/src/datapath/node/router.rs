@@ -160,6 +160,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
             self.ledger.step(|| TraceStep::Gateway {
                 address: destination.into(),
             });
+            if self.is_exchange(origin, packet) {
+                packet.complete_checksum();
+                self.take_exchange(now, packet)?;
+                return Ok(Verdict::Consumed);
+            }
             let has_egress = self.egress.is_some() && origin != Origin::Host;
             if has_egress && is_for_egress(packet.as_slice()) {
                 return Ok(Verdict::Egress);
