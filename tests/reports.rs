@@ -419,11 +419,16 @@ fn what_is_printed_is_as_documented() {
     for (report, words) in [
         ("trace", &["web", "there"][..]),
         ("trace", &["web", "gateway", "--proto", "icmp"]),
+        (
+            "trace-live",
+            &["web", "there", "--live", "--proto", "icmp", "--count", "1"],
+        ),
         ("ping", &["gateway", "--count", "1", "--mtu"]),
     ] {
         let schema = std::fs::read(docs.join(format!("{report}.json"))).unwrap();
         let schema: Value = serde_json::from_slice(&schema).unwrap();
-        let (stdout, stderr, _) = run(node.client(&[&[report], words, &["--json"]].concat()));
+        let command = report.split('-').next().unwrap();
+        let (stdout, stderr, _) = run(node.client(&[&[command], words, &["--json"]].concat()));
         let printed = serde_json::from_str(&stdout).unwrap_or_else(|error| {
             panic!("{words:?}: {error}: {stderr}");
         });

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use muslin::agent::Agent;
 use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
@@ -429,4 +429,116 @@ fn no_pod_can_ask() {
     });
     let messages = ["exchange-malformed", "exchange-rate", "exchange-refused"];
     assert_eq!(messages.map(|reason| apart.drops(reason)), [0; 3]);
+}
+
+/// What became of probes, by a report of `--live`, and how it ended.
+fn live(mut command: Command) -> (Value, Option<i32>) {
+    let output = command.output().unwrap();
+    let report = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    (report, output.status.code())
+}
+
+fn probes(node: &Node, words: &[&str]) -> (Value, Option<i32>) {
+    live(node.client(&[&["trace", "--live", "--json"], words].concat()))
+}
+
+/// How many were sent, arrived and were answered.
+fn counts(report: &Value) -> [u64; 3] {
+    ["sent", "arrived", "answered"].map(|key| report[key].as_u64().unwrap())
+}
+
+/// Where a node has seen a probe on its way there, and what it did, in short.
+fn seen(report: &Value, node: usize, sequence: u64) -> Vec<(String, String)> {
+    let sightings = report["nodes"][node]["sightings"].as_array().unwrap();
+    let own = sightings.iter().filter(|it| it["sequence"] == sequence);
+    let words = own.map(|it| {
+        let way = if it["is_answer"] == true { "back " } else { "" };
+        let verdict = it["reason"].as_str().or(it["verdict"].as_str());
+        let hook = it["hook"].as_str().unwrap();
+        (format!("{way}{hook}"), verdict.unwrap().to_owned())
+    });
+    words.collect()
+}
+
+fn words(all: &[(&str, &str)]) -> Vec<(String, String)> {
+    let all = all.iter();
+    all.map(|(hook, verdict)| ((*hook).to_owned(), (*verdict).to_owned()))
+        .collect()
+}
+
+/// Probes are seen by both nodes on their way and back.
+fn are_seen_on_their_way(node: &Node) {
+    let (report, code) = probes(node, &["web", "db", "--proto", "icmp", "--count", "2"]);
+    assert_eq!((counts(&report), code), ([2, 2, 2], Some(0)), "{report:#}");
+    for sequence in [1, 2] {
+        let here = words(&[("from-pod", "sent"), ("back from-tunnel", "delivered")]);
+        assert_eq!(seen(&report, 0, sequence), here, "{report:#}");
+        let there = words(&[("from-tunnel", "delivered"), ("back from-pod", "sent")]);
+        assert_eq!(seen(&report, 1, sequence), there, "{report:#}");
+    }
+    // The destination's kernel may have refused them already, and quotes what it refuses.
+    for protocol in ["tcp", "udp"] {
+        let (report, code) = probes(node, &["web", "db", "--proto", protocol, "--count", "1"]);
+        let [sent, arrived, _] = counts(&report);
+        assert_eq!((sent, arrived, code), (1, 1, Some(0)), "{report:#}");
+        let there = &seen(&report, 1, 1)[0];
+        let wanted = words(&[("from-tunnel", "delivered")]);
+        assert_eq!(*there, wanted[0], "{report:#}");
+    }
+    let lost = ["web", "db", "--ttl", "2", "--count", "1"];
+    let (report, code) = probes(node, &lost);
+    assert_eq!((counts(&report), code), ([1, 0, 0], Some(1)), "{report:#}");
+    let there = &seen(&report, 1, 1)[0];
+    assert_eq!(there.1, "ttl-exceeded", "{report:#}");
+}
+
+#[test]
+fn probes_are_seen_by_nodes_of_one_machine() {
+    let Some(bed) = Bed::new("vxlan") else { return };
+    are_seen_on_their_way(&bed.nodes[0]);
+    let words = ["trace", "--live", "web", "db", "--proto", "icmp"];
+    let output = bed.nodes[0].client(&words).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.ends_with("\n3 probes sent, 3 arrived, 3 answered\n"),
+        "{text}"
+    );
+    let lost = [&words[..], &["--ttl", "1", "--count", "1"]].concat();
+    let output = bed.nodes[0].client(&lost).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("LOST, dropped: ttl-exceeded: "), "{text}");
+    for (words, said) in [
+        (&["--live", "host", "db"][..], "--live sends as a pod"),
+        (&["--live", "web", "web"], "is the sender's own address"),
+        (&["web", "db", "--count", "2"], "--live"),
+        (&["--live", "web", "db", "--count", "21"], "1..=20"),
+    ] {
+        let output = bed.run(words);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {error}");
+        assert!(error.contains(said), "{words:?}: {error}");
+    }
+}
+
+#[test]
+fn probes_are_seen_by_nodes_of_two_machines() {
+    let Some(apart) = Apart::new("vxlan", [Some(SECRET); 2]) else {
+        return;
+    };
+    are_seen_on_their_way(&apart.nodes[0]);
+}
+
+#[test]
+fn probes_are_answered_where_the_other_node_tells_nothing() {
+    let Some(apart) = Apart::new("vxlan", [None; 2]) else {
+        return;
+    };
+    let words = ["web", "db", "--proto", "icmp", "--count", "1"];
+    let (report, code) = probes(&apart.nodes[0], &words);
+    assert_eq!((counts(&report), code), ([1, 1, 1], Some(0)), "{report:#}");
+    let there = &report["nodes"][1];
+    assert_eq!(there["node"], "n2");
+    let why = there["silent"].as_str().unwrap();
+    assert!(why.contains("--trace-secret-file"), "{why}");
 }

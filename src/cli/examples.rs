@@ -93,6 +93,7 @@ const EXAMPLES: &[(&[&str], &[&str])] = &[
             "muslin trace web db",
             "muslin trace web db.n2 --dport 5432 --size 1500 --df",
             "muslin trace web 192.0.2.7 --proto udp --dport 53",
+            "muslin trace web db --live --proto icmp --count 5",
         ],
     ),
     (

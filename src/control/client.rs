@@ -11,6 +11,7 @@ use muslin_stack::api::control::{
     PodNamespaces, Refusal, Request, Table, Welcome,
 };
 use muslin_stack::api::events::Event;
+use muslin_stack::api::live;
 use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
@@ -256,6 +257,17 @@ impl Client {
     pub async fn trace(&self, question: trace::Question) -> Result<trace::Part> {
         match self.ask(&Request::Trace(question), &[]).await? {
             Answer::Trace(part) => Ok(*part),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends and watches probes.
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub async fn live(&self, call: live::Call) -> Result<live::Told> {
+        match self.ask(&Request::Live(call), &[]).await? {
+            Answer::Live(told) => Ok(told),
             other => Err(unexpected(&other)),
         }
     }

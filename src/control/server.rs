@@ -15,6 +15,7 @@ use muslin_stack::api::control::{
     PodNamespaces, Refusal, Request, Table, Welcome,
 };
 use muslin_stack::api::events::Event;
+use muslin_stack::api::live;
 use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
@@ -193,6 +194,12 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// # Errors
     /// If there can be no such packet.
     fn trace(&self, question: trace::Question) -> impl Future<Output = Result<trace::Part>> + Send;
+
+    /// Sends and watches probes.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    fn live(&self, call: live::Call) -> impl Future<Output = Result<live::Told>> + Send;
 
     /// The rows of a table.
     ///
@@ -479,6 +486,7 @@ impl<'s, S: Service> Conversation<'s, S> {
             Request::Capture(capture) => {
                 self.service.capture(capture, beside).map(|()| Answer::Done)
             }
+            Request::Live(call) => self.service.live(call).await.map(Answer::Live),
             Request::Trace(question) => {
                 let part = self.service.trace(question).await;
                 part.map(|part| Answer::Trace(Box::new(part)))
@@ -683,6 +691,10 @@ mod tests {
 
         async fn trace(&self, _: trace::Question) -> Result<trace::Part> {
             Err(Error::usage("nothing to trace"))
+        }
+
+        async fn live(&self, _: live::Call) -> Result<live::Told> {
+            Err(Error::usage("nothing to probe"))
         }
 
         async fn report(&self, _: Table) -> Result<Vec<serde_json::Value>> {

@@ -52,11 +52,7 @@ pub(super) fn prepare(
     request: &Capture,
     stream: Vec<OwnedFd>,
 ) -> Result<Ready> {
-    let place = running.captures.clone().try_acquire_owned();
-    let place = place.map_err(|_| {
-        let message = format!("{MAX_CAPTURES} captures run already: end one of them");
-        Error::refused(Code::Busy, message)
-    })?;
+    let place = place(running)?;
     let hooks: Vec<_> = request
         .hooks
         .iter()
@@ -91,6 +87,15 @@ pub(super) fn prepare(
         segments: request.segments,
         stream: self::stream(stream)?,
         place,
+    })
+}
+
+/// A place for a capture.
+pub(super) fn place(running: &RunningNode) -> Result<OwnedSemaphorePermit> {
+    let place = running.captures.clone().try_acquire_owned();
+    place.map_err(|_| {
+        let message = format!("{MAX_CAPTURES} captures run already: end one of them");
+        Error::refused(Code::Busy, message)
     })
 }
 
@@ -205,31 +210,23 @@ struct File<'a> {
     lost: Vec<u64>,
     /// What makes segments of superpackets, if they are wanted.
     segmenter: Option<Segmenter>,
-    /// What pods and peers are called in the batch that is being written: to find one means to look at all.
-    pods: HashMap<PortId, String>,
-    peers: HashMap<PeerId, String>,
+    /// What pods and peers are called in the batch that is being written.
+    words: VerdictWords<'a>,
 }
 
 impl<'a> File<'a> {
     fn new(running: &'a RunningNode, wanted: &Wanted) -> Self {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let now = u64::try_from(running.facts.clock.now().total_micros()).unwrap_or_default();
         let mut file = Self {
             running,
             hooks: Vec::new(),
             format: wanted.format,
             snap_len: u32::try_from(wanted.snap_len).unwrap_or(u32::MAX),
-            epoch: u64::try_from(since.as_micros())
-                .unwrap_or_default()
-                .saturating_sub(now),
+            epoch: epoch(running),
             out: Vec::new(),
             packet: Vec::new(),
             lost: Vec::new(),
             segmenter: None,
-            pods: HashMap::new(),
-            peers: HashMap::new(),
+            words: VerdictWords::new(running),
         };
         pcapng::section(&mut file.out, concat!("muslin ", env!("CARGO_PKG_VERSION")));
         file
@@ -241,8 +238,7 @@ impl<'a> File<'a> {
     }
 
     fn add(&mut self, batch: &Batch) {
-        self.pods.clear();
-        self.peers.clear();
+        self.words = VerdictWords::new(self.running);
         let mut last = 0;
         for (record, bytes) in batch.iter() {
             let interface = self.interface(record.hook);
@@ -367,43 +363,14 @@ impl<'a> File<'a> {
     /// What became of a packet.
     fn comment(&mut self, record: &Record) -> String {
         let from = match record.source {
-            Source::Port(port) => format!("from {}; ", self.pod_words(port)),
+            Source::Port(port) => format!("from {}; ", self.words.pod(port)),
             Source::Underlay(address) => format!("from {}; ", endpoint_words(address)),
             Source::Node => "made by the node; ".to_owned(),
             // That is what the hook says.
             _ => String::new(),
         };
-        let became = match record.verdict {
-            Verdict::Port(port) => format!("to {}", self.pod_words(port)),
-            Verdict::Flood { .. } => "to all other pods".to_owned(),
-            Verdict::Uplink { id: Some(id) } => {
-                format!("to {} by the uplink", self.peer_words(id))
-            }
-            Verdict::Uplink { id: None } => "to the uplink".to_owned(),
-            Verdict::Peer {
-                id, destination, ..
-            } => {
-                let at = endpoint_words(destination);
-                format!("to {} at {at}", self.peer_words(id))
-            }
-            Verdict::Host => "to this machine".to_owned(),
-            Verdict::Egress => "to egress".to_owned(),
-            Verdict::Consumed => "kept by the node".to_owned(),
-            Verdict::Drop(reason) => format!("dropped: {}: {}", reason.name(), reason.describe()),
-        };
+        let became = self.words.verdict(record.verdict);
         from + &became
-    }
-
-    fn pod_words(&mut self, port: PortId) -> &str {
-        let running = self.running;
-        let words = self.pods.entry(port);
-        words.or_insert_with(|| running.pod_words(port))
-    }
-
-    fn peer_words(&mut self, id: PeerId) -> &str {
-        let running = self.running;
-        let words = self.peers.entry(id);
-        words.or_insert_with(|| running.peer_words(id))
     }
 
     /// The end of the file: how much was lost.
@@ -415,6 +382,60 @@ impl<'a> File<'a> {
         }
         self.out
     }
+}
+
+/// What verdicts mean for packets, in words. Pods and peers are found once: to find one means to look at all.
+pub(super) struct VerdictWords<'a> {
+    running: &'a RunningNode,
+    pods: HashMap<PortId, String>,
+    peers: HashMap<PeerId, String>,
+}
+
+impl<'a> VerdictWords<'a> {
+    pub(super) fn new(running: &'a RunningNode) -> Self {
+        Self {
+            running,
+            pods: HashMap::new(),
+            peers: HashMap::new(),
+        }
+    }
+
+    fn pod(&mut self, port: PortId) -> &str {
+        let words = self.pods.entry(port);
+        words.or_insert_with(|| self.running.pod_words(port))
+    }
+
+    fn peer(&mut self, id: PeerId) -> &str {
+        let words = self.peers.entry(id);
+        words.or_insert_with(|| self.running.peer_words(id))
+    }
+
+    pub(super) fn verdict(&mut self, verdict: Verdict) -> String {
+        match verdict {
+            Verdict::Port(port) => format!("to {}", self.pod(port)),
+            Verdict::Flood { .. } => "to all other pods".to_owned(),
+            Verdict::Uplink { id: Some(id) } => format!("to {} by the uplink", self.peer(id)),
+            Verdict::Uplink { id: None } => "to the uplink".to_owned(),
+            Verdict::Peer {
+                id, destination, ..
+            } => format!("to {} at {}", self.peer(id), endpoint_words(destination)),
+            Verdict::Host => "to this machine".to_owned(),
+            Verdict::Egress => "to egress".to_owned(),
+            Verdict::Consumed => "kept by the node".to_owned(),
+            Verdict::Drop(reason) => format!("dropped: {}: {}", reason.name(), reason.describe()),
+        }
+    }
+}
+
+/// When the node's clock began, in microseconds since 1970.
+pub(super) fn epoch(running: &RunningNode) -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let now = u64::try_from(running.facts.clock.now().total_micros()).unwrap_or_default();
+    u64::try_from(since.as_micros())
+        .unwrap_or_default()
+        .saturating_sub(now)
 }
 
 fn describe(hook: Hook) -> &'static str {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_stack::addresses::ipv4;
 use muslin_stack::api::exchange::{
     self, Answering, Ask, Asked, CODE_LEN, Code, Ends, Fault, Id, Kind, Told,
 };
+use muslin_stack::api::live;
 use muslin_stack::api::trace::Question;
 use muslin_stack::datapath::exchange::Message;
 use muslin_stack::datapath::gateway;
@@ -207,9 +209,11 @@ fn take(running: &Arc<RunningNode>, message: &Message) -> std::result::Result<()
     Ok(())
 }
 
-async fn answer(running: &RunningNode, asker: Ipv4Addr, ask: Ask) -> Result<Told> {
-    let Ask::Trace(arrival) = ask else {
-        return Err(Error::usage("this node is too old to be asked that"));
+async fn answer(running: &Arc<RunningNode>, asker: Ipv4Addr, ask: Ask) -> Result<Told> {
+    let arrival = match ask {
+        Ask::Trace(arrival) => arrival,
+        Ask::Live(call) => return answer_live(running, asker, call).await.map(Told::Live),
+        _ => return Err(Error::usage("this node is too old to be asked that")),
     };
     // Nobody is told what becomes of packets that others could send.
     if public_ip_of(running, asker) != Some(arrival.source.ip()) {
@@ -217,6 +221,29 @@ async fn answer(running: &RunningNode, asker: Ipv4Addr, ask: Ask) -> Result<Told
     }
     let part = trace::part(running, Question::Arrival(arrival)).await?;
     Ok(Told::Trace(Box::new(part)))
+}
+
+/// Probes are watched for that the asking node's pods send; nothing is sent for others.
+async fn answer_live(
+    running: &Arc<RunningNode>,
+    asker: Ipv4Addr,
+    call: live::Call,
+) -> Result<live::Told> {
+    match &call {
+        live::Call::Watch(watch) if !is_of(running, asker, watch.source) => Err(Error::usage(
+            "the probes are not of a pod of the asking node",
+        )),
+        live::Call::Watch(_) | live::Call::Seen { .. } => super::live::answer(running, call).await,
+        _ => Err(Error::usage("nothing is sent for other nodes")),
+    }
+}
+
+/// Whether an address is in the lease of the node with a gateway.
+fn is_of(running: &RunningNode, gateway: Ipv4Addr, address: IpAddr) -> bool {
+    let control = running.control.lock();
+    let mut peers = control.peers().iter();
+    let found = peers.find(|(key, _)| gateway::address(key.ipv4) == gateway);
+    found.is_some_and(|(lease, _)| ipv4(address).is_some_and(|it| lease.ipv4.contains(&it)))
 }
 
 fn send(running: &RunningNode, asked: &Asked, told: &Told) {

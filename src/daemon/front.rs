@@ -14,6 +14,7 @@ use muslin_stack::api::control::{
     Table, Welcome,
 };
 use muslin_stack::api::events::Event;
+use muslin_stack::api::live;
 use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
@@ -257,6 +258,10 @@ impl Service for Front {
 
     async fn trace(&self, question: trace::Question) -> Result<trace::Part> {
         super::trace::part(self.ready()?, question).await
+    }
+
+    async fn live(&self, call: live::Call) -> Result<live::Told> {
+        super::live::call(self.ready()?, call).await
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {

@@ -15,6 +15,7 @@ mod heartbeat;
 mod host_interface;
 mod leases;
 mod limits;
+mod live;
 mod liveness;
 mod metrics;
 mod naming;

@@ -34,6 +34,7 @@ use super::diary::Diary;
 use super::exchange::Exchange;
 use super::front::Front;
 use super::host_interface::HostState;
+use super::live::Watched;
 use super::naming::NameService;
 use super::pods::{self, Pod, Pods, check_ports, not_attached};
 use super::settings::NodeSettings;
@@ -156,6 +157,8 @@ pub(super) struct RunningNode {
     pub(super) leases: Arc<dyn Store>,
     /// Places for captures.
     pub(super) captures: Arc<Semaphore>,
+    /// Probes that are watched for.
+    pub(super) watched: Watched,
     /// What is asked of other nodes, and by them.
     pub(super) exchange: Exchange,
     diary: Diary,
@@ -186,6 +189,7 @@ impl RunningNode {
             cni: Mutex::new(Cni::new(&socket.unwrap_or_default())),
             host: HostState::default(),
             captures: Arc::new(Semaphore::new(MAX_CAPTURES)),
+            watched: Watched::default(),
             exchange: Exchange::new(facts.settings.trace_secret.as_ref()),
             diary: diary.context("cannot start a thread")?,
             control,

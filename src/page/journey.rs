@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use muslin_stack::api::control::{Code, Status, Table};
+use muslin_stack::api::live;
 use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Next, Part, Question};
 use tokio::time::timeout;
 
@@ -54,6 +55,32 @@ async fn reach_one(socket: PathBuf) -> Result<Reached> {
     Ok(Reached { client, public_ip })
 }
 
+/// A node on a packet's way, and how it is asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stop<'a> {
+    /// The node of this machine that is asked.
+    reached: &'a Reached,
+    /// The public address of the one that this one asks, if the stop is that.
+    pub(crate) elsewhere: Option<IpAddr>,
+}
+
+impl Stop<'_> {
+    /// Asks the node about probes.
+    ///
+    /// # Errors
+    /// What it says against it.
+    pub(crate) async fn live(&self, call: live::Call) -> Result<live::Told> {
+        let call = match self.elsewhere {
+            Some(public_ip) => live::Call::Elsewhere {
+                public_ip,
+                call: Box::new(call),
+            },
+            None => call,
+        };
+        self.reached.client.live(call).await
+    }
+}
+
 /// Follows a packet that begins at whichever of these nodes has its sender.
 ///
 /// # Errors
@@ -63,8 +90,24 @@ pub(crate) async fn follow<'a>(
     asked: &'a [Reached],
     beginning: &Beginning,
 ) -> Result<Journey> {
+    Ok(stops(nodes, asked, beginning).await?.0)
+}
+
+/// The same, with the nodes that have told their parts.
+///
+/// # Errors
+/// As those.
+pub(crate) async fn stops<'a>(
+    nodes: &'a [Reached],
+    asked: &'a [Reached],
+    beginning: &Beginning,
+) -> Result<(Journey, Vec<Stop<'a>>)> {
     let (mut part, mut here) = begin(asked, beginning).await?;
     let mut parts = Vec::new();
+    let mut stops = vec![Stop {
+        reached: here,
+        elsewhere: None,
+    }];
     loop {
         let next = part.next.take();
         parts.push(part);
@@ -74,16 +117,15 @@ pub(crate) async fn follow<'a>(
             arrival,
         }) = next
         else {
-            return Ok(Journey {
-                parts,
-                unknown: None,
-            });
+            let unknown = None;
+            return Ok((Journey { parts, unknown }, stops));
         };
+        let mut elsewhere = None;
         let found = nodes.iter().find(|it| it.public_ip == Some(public_ip));
         part = match found {
             _ if parts.len() >= MAX_PARTS => {
                 let why = format!("{MAX_PARTS} nodes have told theirs, and no more are asked");
-                return Ok(ends(parts, public_ip, node, why));
+                return Ok((ends(parts, public_ip, node, why), stops));
             }
             Some(there) => {
                 here = there;
@@ -92,11 +134,21 @@ pub(crate) async fn follow<'a>(
             None => {
                 let question = Question::Elsewhere { public_ip, arrival };
                 match here.client.trace(question).await {
-                    Ok(part) => part,
-                    Err(error) => return Ok(ends(parts, public_ip, node, error.to_string())),
+                    Ok(part) => {
+                        elsewhere = Some(public_ip);
+                        part
+                    }
+                    Err(error) => {
+                        let why = error.to_string();
+                        return Ok((ends(parts, public_ip, node, why), stops));
+                    }
                 }
             }
         };
+        stops.push(Stop {
+            reached: here,
+            elsewhere,
+        });
     }
 }
 

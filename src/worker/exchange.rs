@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use muslin_stack::datapath::exchange::Message;
+use muslin_stack::datapath::port::PortId;
 use muslin_stack::drops::DropReason;
 use tokio::sync::mpsc;
 
@@ -31,6 +32,15 @@ impl Workers {
     pub fn tell(&self, to: Ipv4Addr, message: Vec<u8>) -> Result<(), Ended> {
         let worker = self.0.first().ok_or(Ended)?;
         worker.send(Command::Tell(to, message))
+    }
+
+    /// Takes a frame as if the pod at this port had sent it.
+    ///
+    /// # Errors
+    /// `Ended` if the thread has ended.
+    pub fn inject(&self, port: PortId, frame: Vec<u8>) -> Result<(), Ended> {
+        let worker = self.0.first().ok_or(Ended)?;
+        worker.send(Command::Inject(port, frame))
     }
 
     /// Counts packets that were lost after they had left the data path.

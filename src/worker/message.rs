@@ -64,6 +64,8 @@ pub(super) enum Command {
     OpenExchange(tokio::sync::mpsc::Sender<Message>),
     /// Send this to another node's gateway.
     Tell(Ipv4Addr, Vec<u8>),
+    /// Take a frame as if the pod at this port had sent it.
+    Inject(PortId, Vec<u8>),
     /// Count packets that were lost after they had left the data path.
     CountDrops(DropReason, u64),
     /// Stop to read, for another process to go on with what there is.

@@ -274,6 +274,7 @@ impl PacketLoop {
                 Command::EndCapture(id) => self.end_capture(id),
                 Command::OpenExchange(reader) => self.open_exchange(reader),
                 Command::Tell(to, message) => self.tell(to, &message),
+                Command::Inject(port, frame) => self.inject(port, &frame),
                 Command::CountDrops(reason, packets) => {
                     self.path.node_mut().count_drops(reason, packets);
                 }
@@ -448,6 +449,20 @@ impl PacketLoop {
         let offload = packet.offload();
         io.send_later(verdict, outbox, place, offload);
         self.send_own(now);
+    }
+
+    /// Takes a frame as if the pod at this port had sent it.
+    fn inject(&mut self, port: PortId, frame: &[u8]) {
+        if self.outbox.is_full() {
+            self.flush();
+        }
+        let room = self.outbox.room().get_mut(HEADROOM..);
+        let Some(room) = room.and_then(|room| room.get_mut(..frame.len())) else {
+            return;
+        };
+        room.copy_from_slice(frame);
+        let header = virtio::Header::default().to_bytes();
+        self.handle_frame(self.clock.now(), port, &header, frame.len());
     }
 
     fn read_tunnel(&mut self, queue: usize) {

@@ -10,6 +10,7 @@ use muslin_stack::api::control::{
     Attached, Drop, Dropped, Flow, Lease, Neighbour, Peer, Pod, Route, Status,
 };
 use muslin_stack::api::events::Event;
+use muslin_stack::api::live::LiveReport;
 use muslin_stack::api::ping::PingReport;
 use muslin_stack::api::trace::Journey;
 use schemars::JsonSchema;
@@ -25,7 +26,7 @@ fn schema<T: JsonSchema>() -> String {
 }
 
 /// What each command prints with `--json`.
-fn schemas() -> [(&'static str, String); 13] {
+fn schemas() -> [(&'static str, String); 14] {
     [
         ("attach", schema::<Attached>()),
         ("drops", schema::<Vec<Drop>>()),
@@ -40,6 +41,7 @@ fn schemas() -> [(&'static str, String); 13] {
         ("routes", schema::<Vec<Route>>()),
         ("status", schema::<Status>()),
         ("trace", schema::<Journey>()),
+        ("trace-live", schema::<LiveReport>()),
     ]
 }
 

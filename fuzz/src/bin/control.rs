@@ -11,6 +11,8 @@ use muslin_fuzz::Seed;
 use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{self, Answer, Attach, Attached, Request};
 use muslin_stack::api::events::Event;
+use muslin_stack::api::exchange;
+use muslin_stack::api::live;
 use muslin_stack::api::subnet_env::{SubnetEnv, subnet_of};
 use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
@@ -29,6 +31,9 @@ muslin_fuzz::target! {
         b"{\"welcome\":{\"protocol\":1,\"queues\":2}}",
         b"{\"refused\":{\"usage\":true,\"code\":\"port-taken\",\"message\":\"\"}}",
         b"\"not-ready\"",
+        b"\x01\x00\x01{\"live\":{\"seen\":{\"id\":7}}}",
+        b"\x02\x00\x01{\"refused\":\"\"}",
+        b"{\"trace\":{\"by\":\"tunnel\",\"source\":\"192.0.2.1:8472\",\"packet\":\"4500+20\"}}",
         b"{\"rows\":{\"rows\":[],\"more\":false}}",
         b"{\"packets\":0,\"bytes\":0}",
         b"\"10.244.1.0/24\"",
@@ -56,7 +61,8 @@ const ROW: u8 = 2;
 const SUBNET_ENV: u8 = 3;
 const MADE_REQUEST: u8 = 4;
 const MADE_SUBNET_ENV: u8 = 5;
-const KINDS: u8 = 6;
+const EXCHANGE: u8 = 6;
+const KINDS: u8 = 7;
 
 /// The first byte chooses what the rest is.
 fn run(data: &[u8]) {
@@ -69,6 +75,7 @@ fn run(data: &[u8]) {
         ROW => row(choice / KINDS, bytes),
         SUBNET_ENV => read_subnet_env(bytes),
         MADE_REQUEST => made_request(bytes),
+        EXCHANGE => exchanged(bytes),
         _ => made_subnet_env(bytes),
     }
 }
@@ -106,6 +113,66 @@ fn answer(bytes: &[u8]) {
         let printed = serde_json::to_value(&refusal).expect("it can be printed");
         assert_eq!(printed["usage"], refusal.code.is_usage());
         assert_eq!(printed["message"], refusal.message);
+    }
+}
+
+/// No secret, so that all is read.
+struct Known;
+
+impl exchange::Secret for Known {
+    fn code(&self, _: &[&[u8]]) -> exchange::Code {
+        [0; exchange::CODE_LEN]
+    }
+}
+
+/// A message of another node: kind, piece and pieces, and its part of the JSON.
+fn exchanged(bytes: &[u8]) {
+    let Some((head, body)) = bytes.split_first_chunk::<3>() else {
+        return;
+    };
+    let id = [7; exchange::ID_LEN];
+    let message = [
+        b"MTX1",
+        &head[..],
+        &[0],
+        &id,
+        body,
+        &[0; exchange::CODE_LEN],
+    ]
+    .concat();
+    let ends = exchange::Ends {
+        asker: Ipv4Addr::new(10, 244, 1, 1),
+        answerer: Ipv4Addr::new(10, 244, 2, 1),
+    };
+    let Ok((kind, read)) = exchange::kind(&message) else {
+        return;
+    };
+    assert!(message.len() <= exchange::MAX_LEN && read == id);
+    match exchange::read_question(&Known, ends, &message) {
+        Ok((asked, ask)) => {
+            assert_eq!(kind, exchange::Kind::Question);
+            // Numbers may be written longer than they were read.
+            if let Ok((again, written)) = exchange::write_question(&Known, ends, id, &ask) {
+                let reread = exchange::read_question(&Known, ends, &written);
+                assert_eq!(reread, Ok((asked, ask)));
+                assert_eq!(again, asked);
+            }
+        }
+        Err(_) => {
+            let ask = exchange::Ask::Live(live::Call::Seen { id: 1 });
+            let (asked, _) = exchange::write_question(&Known, ends, id, &ask).expect("it is short");
+            let mut answering = exchange::Answering::new(asked);
+            let Ok(Some(told)) = answering.take(&Known, ends.answerer, &message) else {
+                return;
+            };
+            assert_eq!(kind, exchange::Kind::Answer);
+            let pieces = exchange::write_answer(&Known, &asked, &told).expect("it was short");
+            let mut again = exchange::Answering::new(asked);
+            let taken = pieces
+                .iter()
+                .map(|it| again.take(&Known, ends.answerer, it));
+            assert_eq!(taken.last(), Some(Ok(Some(told))));
+        }
     }
 }
 
@@ -230,6 +297,28 @@ fn seeds() -> Vec<Seed> {
             ),
         ),
         ("detach", with(REQUEST, r#"{"detach":{"pod":"web-1"}}"#)),
+        (
+            "asked",
+            with(
+                EXCHANGE,
+                "\u{1}\u{0}\u{1}{\"trace\":{\"by\":\"tunnel\",\"source\":\"192.0.2.1:8472\",\"packet\":\"4500+20\"}}",
+            ),
+        ),
+        (
+            "asked-live",
+            with(
+                EXCHANGE,
+                "\u{1}\u{0}\u{1}{\"live\":{\"watch\":{\"id\":7,\"source\":\"10.244.1.2\",\"destination\":\"10.244.2.2\",\"for_ms\":9}}}",
+            ),
+        ),
+        (
+            "told",
+            with(EXCHANGE, "\u{2}\u{0}\u{1}{\"refused\":\"no\"}"),
+        ),
+        (
+            "told-live",
+            with(EXCHANGE, "\u{2}\u{0}\u{1}{\"live\":\"done\"}"),
+        ),
         ("report", with(REQUEST, r#"{"report":"drops"}"#)),
         (
             "await-events",

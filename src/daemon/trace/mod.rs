@@ -17,7 +17,8 @@ use muslin_stack::control::names::Found;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::gateway;
 use muslin_stack::datapath::node;
-use muslin_stack::datapath::trace::{self, Entrance, Probe, Trace, TraceStep};
+use muslin_stack::datapath::port::PortId;
+use muslin_stack::datapath::trace::{self, Entrance, Mark, Probe, Trace, TraceStep};
 use muslin_stack::datapath::tunnel::Tunnel;
 use smoltcp::wire::EthernetAddress;
 use words::Words;
@@ -137,7 +138,34 @@ async fn begin(
         name => {
             let sender = sender(&running.pods.lock(), name);
             let sender = sender.ok_or_else(|| not_attached(&running.pods.lock(), name))?;
-            begin_at_pod(running, beginning, &sender).await
+            begin_at_pod(running, beginning, &sender, None).await
+        }
+    }
+}
+
+/// The frame of a marked packet that a pod of the node might send, and the pod's port.
+///
+/// # Errors
+/// If there can be no such frame.
+pub(super) async fn marked(
+    running: &RunningNode,
+    beginning: &Beginning,
+    mark: Mark,
+) -> Result<(PortId, Vec<u8>)> {
+    let name = &beginning.from;
+    let pod = sender(&running.pods.lock(), name);
+    let pod = pod.ok_or_else(|| not_attached(&running.pods.lock(), name))?;
+    match begin_at_pod(running, beginning, &pod, Some(mark)).await? {
+        Ok(incoming) => Ok((pod.port, incoming.bytes)),
+        Err(unsent) => {
+            let destination = unsent.destination;
+            let message = match unsent.is_own {
+                true => {
+                    format!("{destination} is the sender's own address: no node sees the packet")
+                }
+                false => format!("no pod has {destination}: the sender's own kernel sends nothing"),
+            };
+            Err(Error::usage(message))
         }
     }
 }
@@ -148,11 +176,15 @@ async fn begin_at_pod(
     running: &RunningNode,
     beginning: &Beginning,
     pod: &Pod,
+    mark: Option<Mark>,
 ) -> Result<std::result::Result<Incoming, Unsent>> {
     let source = pod.address.ipv4();
     let source = source.ok_or_else(|| Error::usage("the pod has no address of IPv4"))?;
     let destination = find(running, &beginning.to)?;
-    let probe = probe(beginning, source.into(), destination);
+    let probe = Probe {
+        mark,
+        ..probe(beginning, source.into(), destination)
+    };
     if destination.is_loopback() || destination == IpAddr::from(source) {
         return Ok(Err(Unsent {
             probe,
@@ -257,6 +289,7 @@ fn probe(beginning: &Beginning, source: IpAddr, destination: IpAddr) -> Probe {
         len: beginning.size,
         ttl: beginning.ttl,
         dont_fragment: beginning.dont_fragment,
+        mark: None,
     }
 }
 

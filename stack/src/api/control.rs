@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::capture::Capture;
 use super::cni;
+use super::live;
 use super::published::PortMapping;
 use super::trace;
 use crate::addresses::{Addresses, Nets};
@@ -68,6 +69,8 @@ pub enum Request {
     Capture(Capture),
     /// Tell what would become of a packet. Answered by [`Answer::Trace`].
     Trace(trace::Question),
+    /// Send and watch probes. Answered by [`Answer::Live`].
+    Live(live::Call),
     /// Let this process be the node from now on. What is said then is of this version, and known to
     /// the program alone.
     TakeOver(u32),
@@ -244,6 +247,8 @@ pub enum Answer {
     Cni(cni::Reply),
     /// The node's part of a packet's way.
     Trace(Box<trace::Part>),
+    /// What a node says about probes.
+    Live(live::Told),
     /// It is done.
     Done,
     /// It cannot be done.

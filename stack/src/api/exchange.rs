@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::credentials::is_same;
+use super::live;
 use super::trace::{Arrival, Part};
 pub use crate::datapath::exchange::MAX_LEN;
 
@@ -67,6 +68,8 @@ pub struct Ends {
 pub enum Ask {
     /// What becomes of a packet that the asking node has sent.
     Trace(Arrival),
+    /// To watch for probes of the asking node's pods, or what was seen of them.
+    Live(live::Call),
 }
 
 /// What is answered.
@@ -76,6 +79,8 @@ pub enum Ask {
 pub enum Told {
     /// The node's part of a packet's way.
     Trace(Box<Part>),
+    /// What the node says about probes.
+    Live(live::Told),
     /// Why the node does not tell it, in one line.
     Refused(String),
 }
@@ -439,7 +444,9 @@ mod tests {
         // One to another question is none, also where who asks draws the same number again.
         let (later, _) = write_question(&SECRET, ends(), [6; ID_LEN], &ask()).unwrap();
         assert_eq!(take(later, answerer, &answer), Err(Fault::Stray));
-        let Ask::Trace(mut arrival) = ask();
+        let Ask::Trace(mut arrival) = ask() else {
+            unreachable!()
+        };
         arrival.packet.0.push(4);
         let (same, _) = write_question(&SECRET, ends(), ID, &Ask::Trace(arrival)).unwrap();
         assert_eq!(take(same, answerer, &answer), Err(Fault::Code));
@@ -447,7 +454,9 @@ mod tests {
 
     #[test]
     fn what_is_too_long_is_not_sent() {
-        let Ask::Trace(mut arrival) = ask();
+        let Ask::Trace(mut arrival) = ask() else {
+            unreachable!()
+        };
         arrival.packet.0 = vec![7; MAX_LEN];
         let written = write_question(&SECRET, ends(), ID, &Ask::Trace(arrival));
         assert_eq!(written, Err(Fault::TooLong));

@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod events;
 pub mod exchange;
 pub mod http;
+pub mod live;
 pub mod netavark;
 pub mod pcapng;
 pub mod ping;

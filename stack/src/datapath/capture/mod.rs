@@ -171,6 +171,14 @@ pub struct Record {
     captured: usize,
 }
 
+/// Source and destination of a packet that was seen there, of what is in a tunnel those of the inner
+/// packet, if it has any.
+#[must_use]
+pub fn addresses(hook: Hook, format: Option<Format>, packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let fields = Fields::parse(hook, format, packet);
+    fields.source.zip(fields.destination)
+}
+
 /// Captured packets, one behind the other.
 #[derive(Debug, Default)]
 pub struct Batch {

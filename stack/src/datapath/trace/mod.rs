@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::virtio::Header;
-pub use probe::{Probe, ProbeError, Protocol};
+pub use probe::{Mark, Probe, ProbeError, Protocol};
 use smoltcp::time::Instant;
 pub use step::{Holding, Known, Switched, TraceStep};
 

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::datapath::frame;
 
+const MAGIC: &[u8; 8] = b"MslProbe";
 const TCP_HEADER_LEN: usize = 20;
 const UDP_HEADER_LEN: usize = 8;
 const ICMP_HEADER_LEN: usize = 8;
@@ -45,6 +46,46 @@ pub struct Probe {
     pub ttl: u8,
     /// Whether it must not be cut into fragments.
     pub dont_fragment: bool,
+    /// What its payload begins with, if it is really to be sent.
+    pub mark: Option<Mark>,
+}
+
+/// By what a probe that is really sent is known again wherever it is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The number of the probes that belong together, which nobody can foresee.
+    pub id: u64,
+    /// Its own, from 1 on.
+    pub sequence: u32,
+}
+
+impl Mark {
+    /// Its bytes in a packet.
+    pub const LEN: usize = MAGIC.len() + 8 + 4;
+
+    fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        let (magic, rest) = bytes.split_at_mut(MAGIC.len());
+        let (id, sequence) = rest.split_at_mut(8);
+        magic.copy_from_slice(MAGIC);
+        id.copy_from_slice(&self.id.to_be_bytes());
+        sequence.copy_from_slice(&self.sequence.to_be_bytes());
+        bytes
+    }
+
+    /// The number of the probe with this mark's `id` in a packet, whatever is around it: headers of a
+    /// tunnel, or an ICMP error that quotes it.
+    #[must_use]
+    pub fn find(id: u64, packet: &[u8]) -> Option<u32> {
+        let mut windows = packet.windows(Self::LEN);
+        windows.find_map(|bytes| {
+            let (magic, rest) = bytes.split_first_chunk::<{ MAGIC.len() }>()?;
+            let (theirs, sequence) = rest.split_first_chunk::<8>()?;
+            let is_it = magic == MAGIC && *theirs == id.to_be_bytes();
+            let sequence = sequence.first_chunk::<4>().filter(|_| is_it)?;
+            Some(u32::from_be_bytes(*sequence))
+        })
+    }
 }
 
 /// Why there is no such packet.
@@ -54,10 +95,10 @@ pub enum ProbeError {
     /// Only packets of IPv4 can be traced so far.
     #[error("only packets of IPv4 can be traced, and {0} is none")]
     NotIpv4(IpAddr),
-    /// It is shorter than its headers or longer than a packet can be.
+    /// It is shorter than its headers, with its mark, or longer than a packet can be.
     #[error("a packet of this kind has {least} to {} bytes", v4::MAX_LEN)]
     Len {
-        /// The length of the headers.
+        /// The length of the headers, and of the mark.
         least: usize,
     },
 }
@@ -74,7 +115,9 @@ impl Probe {
             Protocol::Udp => (IpProtocol::Udp, UDP_HEADER_LEN),
             Protocol::Icmp => (IpProtocol::Icmp, ICMP_HEADER_LEN),
         };
-        let least = v4::HEADER_LEN + header_len;
+        let mark = self.mark.map(Mark::to_bytes);
+        let payload = v4::HEADER_LEN + header_len;
+        let least = payload + mark.map_or(0, |mark| mark.len());
         let len = if self.len == 0 { least } else { self.len };
         if !(least..=v4::MAX_LEN).contains(&len) {
             return Err(ProbeError::Len { least });
@@ -90,6 +133,9 @@ impl Probe {
         view.set_src_addr(source);
         view.set_dst_addr(destination);
         view.fill_checksum();
+        if let Some(mark) = mark {
+            bytes[payload..least].copy_from_slice(&mark);
+        }
         self.write_payload(&mut bytes[v4::HEADER_LEN..]);
         Ok(bytes)
     }
@@ -143,7 +189,7 @@ impl Probe {
                 echo.set_msg_type(Icmpv4Message::EchoRequest);
                 echo.set_msg_code(0);
                 echo.set_echo_ident(self.source_port);
-                echo.set_echo_seq_no(1);
+                echo.set_echo_seq_no(self.mark.map_or(1, |mark| mark.sequence as u16));
                 echo.fill_checksum();
             }
         }

@@ -77,6 +77,7 @@ fn probe(destination: IpAddr) -> Probe {
         len: 0,
         ttl: 64,
         dont_fragment: true,
+        mark: None,
     }
 }
 
@@ -316,4 +317,37 @@ fn probes_are_packets_or_refused() {
     }
     let six = "fd00::1".parse().unwrap();
     assert_eq!(probe(six).packet(), Err(ProbeError::NotIpv4(six)));
+}
+
+#[test]
+fn a_mark_is_found_wherever_the_packet_is() {
+    let mark = Mark {
+        id: 0x0102_0304_0506_0708,
+        sequence: 9,
+    };
+    for (protocol, least) in [
+        (Protocol::Tcp, 60),
+        (Protocol::Udp, 48),
+        (Protocol::Icmp, 48),
+    ] {
+        let probe = Probe {
+            protocol,
+            mark: Some(mark),
+            ..probe(at(2, 9))
+        };
+        let packet = probe.packet().unwrap();
+        assert_eq!(packet.len(), least);
+        let frame = probe.frame(mac(2), GATEWAY_MAC).unwrap();
+        assert_eq!(Mark::find(mark.id, &frame), Some(9));
+        assert_eq!(Mark::find(mark.id + 1, &frame), None);
+        assert_eq!(Mark::find(mark.id, &frame[..frame.len() - 1]), None);
+        let trace = trace(&path(Rates::default()), &probe, GATEWAY_MAC);
+        assert!(matches!(trace.verdict, Verdict::Peer { .. }), "{trace:?}");
+        assert_eq!(Mark::find(mark.id, &trace.packet), Some(9));
+        let short = Probe {
+            len: least - 1,
+            ..probe
+        };
+        assert_eq!(short.packet(), Err(ProbeError::Len { least }));
+    }
 }

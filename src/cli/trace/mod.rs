@@ -1,13 +1,16 @@
 //! `muslin trace`: asks the nodes of this machine, one after the other, what would become of a packet.
 
+mod live;
+
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use muslin_stack::api::live::MAX_COUNT;
 use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Part, Protocol};
 
 use super::NodeChoice;
 use crate::error::{Error, Result};
-use crate::page::journey;
+use crate::page::journey::{self, Reached};
 use crate::process::block_on;
 use crate::state;
 use crate::terminal::output::{pairs, print, print_json};
@@ -40,6 +43,14 @@ pub(super) struct Arguments {
     /// The packet must not be fragmented
     #[arg(long)]
     df: bool,
+    /// Send real packets, which the destination gets, and tell where each of them went, with the time at
+    /// each node; the sender is a pod, and they are as if it had sent them
+    #[arg(long)]
+    live: bool,
+    /// How many packets --live sends
+    #[arg(long, value_name = "COUNT", default_value_t = 3, requires = "live",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_COUNT)))]
+    count: u32,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -54,6 +65,9 @@ enum Carries {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.live {
+        return live::run(arguments);
+    }
     let journey = block_on(follow(arguments))?;
     if arguments.json {
         print_json(&journey)?;
@@ -70,12 +84,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 
 async fn follow(arguments: &Arguments) -> Result<Journey> {
     let nodes = journey::reach(&sockets(arguments)?).await?;
-    // Every node has `host` and `outside`, so that one is to be named where several run.
-    let asked = match arguments.node.is_named() {
+    journey::follow(&nodes, asked(arguments, &nodes), &arguments.beginning()).await
+}
+
+/// The nodes that may have the sender. Every node has `host` and `outside`, so that one is to be named
+/// where several run.
+fn asked<'a>(arguments: &Arguments, nodes: &'a [Reached]) -> &'a [Reached] {
+    match arguments.node.is_named() {
         true => nodes.get(..1).unwrap_or_default(),
-        false => &nodes,
-    };
-    journey::follow(&nodes, asked, &arguments.beginning()).await
+        false => nodes,
+    }
 }
 
 /// The sockets of the nodes of this machine, the chosen one first.
