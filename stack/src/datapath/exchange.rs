@@ -159,6 +159,7 @@ mod tests {
         let tunnel = Tunnel::Vxlan {
             vni: Vni::new(1).unwrap(),
             mac: vtep(number),
+            mac_v6: None,
         };
         let mtu = Mtu::new(1450).unwrap();
         let config = NodeConfig::new(subnet(number), GATEWAY_MAC, tunnel, mtu, 7);
