@@ -416,6 +416,10 @@ fn what_is_printed_is_as_documented() {
             panic!("{wrong}");
         }
     }
+    poll_until(SOON, "the names of the other node", || {
+        let (_, _, code) = run(node.client(&["trace", "web", "there"]));
+        (code == Some(0)).then_some(())
+    });
     for (report, words) in [
         ("trace", &["web", "there"][..]),
         ("trace", &["web", "gateway", "--proto", "icmp"]),
