@@ -504,6 +504,12 @@ fn probes_are_seen_by_nodes_of_one_machine() {
         text.ends_with("\n3 probes sent, 3 arrived, 3 answered\n"),
         "{text}"
     );
+    // More often than a node captures at once.
+    for _ in 0..6 {
+        let words = ["web", "api", "--proto", "icmp", "--count", "1"];
+        let (report, code) = probes(&bed.nodes[0], &words);
+        assert_eq!((counts(&report), code), ([1, 1, 1], Some(0)), "{report:#}");
+    }
     let lost = [&words[..], &["--ttl", "1", "--count", "1"]].concat();
     let output = bed.nodes[0].client(&lost).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();

@@ -233,7 +233,9 @@ async fn answer_live(
         live::Call::Watch(watch) if !is_of(running, asker, watch.source) => Err(Error::usage(
             "the probes are not of a pod of the asking node",
         )),
-        live::Call::Watch(_) | live::Call::Seen { .. } => super::live::answer(running, call).await,
+        live::Call::Watch(_) | live::Call::Seen { .. } | live::Call::End { .. } => {
+            super::live::answer(running, call).await
+        }
         _ => Err(Error::usage("nothing is sent for other nodes")),
     }
 }

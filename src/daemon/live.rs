@@ -34,6 +34,8 @@ struct Sightings {
     source: IpAddr,
     all: Vec<Sighting>,
     missed: u64,
+    /// It is watched until this goes.
+    _watches: oneshot::Sender<()>,
 }
 
 /// Answers a client.
@@ -68,6 +70,10 @@ pub(super) async fn answer(running: &Arc<RunningNode>, call: Call) -> Result<Tol
             let mark = Mark { id, sequence };
             let (port, frame) = super::trace::marked(running, &packet, mark).await?;
             running.workers.inject(port, frame).map_err(Error::failed)?;
+            Ok(Told::Done)
+        }
+        Call::End { id } => {
+            running.watched.0.lock().remove(&id);
             Ok(Told::Done)
         }
         Call::Seen { id } => seen(running, id).map(Told::Seen),
@@ -117,12 +123,14 @@ async fn begin(running: &Arc<RunningNode>, watch: Watch) -> Result<()> {
         snap_len: HEAD,
         format: running.plan().tunnel.format(),
     };
+    let (watches, ended) = oneshot::channel();
     running.watched.0.lock().insert(
         id,
         Sightings {
             source,
             all: Vec::new(),
             missed: 0,
+            _watches: watches,
         },
     );
     let (begun, ready) = oneshot::channel();
@@ -132,14 +140,17 @@ async fn begin(running: &Arc<RunningNode>, watch: Watch) -> Result<()> {
         if let Ok(mut capturing) = running.workers.capture(&wanted) {
             // Whoever asked may have gone.
             let _ = begun.send(());
-            let _ = timeout(time, async {
+            let watching = async {
                 while let Some((worker, batch)) = capturing.next().await {
                     running.note(id, &batch);
                     capturing.give_back(worker, batch);
                 }
                 sleep(time).await;
-            })
-            .await;
+            };
+            tokio::select! {
+                _ = timeout(time, watching) => {}
+                _ = ended => {}
+            }
         }
         running.watched.0.lock().remove(&id);
         drop(place);

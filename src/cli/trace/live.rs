@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muslin_stack::api::live::{Call, LiveReport, NodeReport, Seen, Send, Sighting, Told, Watch};
-use muslin_stack::api::trace::{Elsewhere, Journey, Protocol, Verdict};
+use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Protocol, Verdict};
 use tokio::time::{Instant, sleep};
 
 use super::{Arguments, asked, sockets};
@@ -71,26 +71,25 @@ async fn probe(arguments: &Arguments) -> Result<(LiveReport, Vec<bool>)> {
             reports.push(NodeReport::new(&part.node, why));
         }
     }
-    for sequence in 1..=arguments.count {
-        if sequence > 1 {
-            sleep(INTERVAL).await;
+    let sent = send(sender, id, arguments.count, &beginning).await;
+    if sent.is_ok() {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            look(id, &stops, &mut reports).await;
+            let has_ended = |sequence| has_ended(&reports, beginning.protocol, sequence);
+            if (1..=arguments.count).all(has_ended) || Instant::now() >= deadline {
+                break;
+            }
+            sleep(LOOK).await;
         }
-        let send = Send {
-            id,
-            sequence,
-            packet: beginning.clone(),
-        };
-        sender.live(Call::Send(send)).await?;
     }
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        look(id, &stops, &mut reports).await;
-        let has_ended = |sequence| has_ended(&reports, beginning.protocol, sequence);
-        if (1..=arguments.count).all(has_ended) || Instant::now() >= deadline {
-            break;
+    for (stop, report) in stops.iter().zip(&reports) {
+        if report.silent.is_none() {
+            // It ends by itself after a while.
+            let _ = stop.live(Call::End { id }).await;
         }
-        sleep(LOOK).await;
     }
+    sent?;
     let mut remote: Vec<_> = stops.iter().map(|stop| stop.elsewhere.is_some()).collect();
     if let Some(Elsewhere {
         public_ip,
@@ -112,6 +111,22 @@ async fn probe(arguments: &Arguments) -> Result<(LiveReport, Vec<bool>)> {
         nodes: reports,
     };
     Ok((report, remote))
+}
+
+/// Sends the probes, one after the other.
+async fn send(sender: &Stop<'_>, id: u64, count: u32, packet: &Beginning) -> Result<()> {
+    for sequence in 1..=count {
+        if sequence > 1 {
+            sleep(INTERVAL).await;
+        }
+        let send = Send {
+            id,
+            sequence,
+            packet: packet.clone(),
+        };
+        sender.live(Call::Send(send)).await?;
+    }
+    Ok(())
 }
 
 /// Takes what the nodes have seen until now.

@@ -28,6 +28,11 @@ pub enum Call {
         /// The number of the probes.
         id: u64,
     },
+    /// Watch no more.
+    End {
+        /// The number of the probes.
+        id: u64,
+    },
     /// Have another node asked that, over the pod network.
     Elsewhere {
         /// Its public address.
