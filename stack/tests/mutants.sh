@@ -32,8 +32,8 @@ stack/src/datapath/egress/mod.rs @ self.give_up(id, HostError::HostUnreachable, 
 stack/src/datapath/egress/mod.rs @ flow.is_some_and(|(_, flow)| flow.is_delivered()) @ flow.is_some_and(|(_, flow)| flow.is_delivered() && false) @ what a pod has said is thrown away when it goes
 stack/src/datapath/egress/mod.rs @ if !is_verified && at.checksum_state @ if !is_verified && protocol == Protocol::Tcp && at.checksum_state @ datagrams go out with wrong checksums
 stack/src/datapath/egress/mod.rs @ self.flows.victim(now, EVICTABLE, pod, direction)? @ self.flows.victim(now, EVICTABLE / 10, pod, direction)? @ flows in use make room for others
-stack/src/datapath/egress/datagram.rs @ echo.set_echo_ident(ident); @ let _ = ident; @ the answer to a ping has the number of the host's socket
-stack/src/datapath/egress/policy.rs @ prefixes.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
+stack/src/datapath/egress/datagram.rs @ message[IDENTIFIER].copy_from_slice(&pod.port().to_be_bytes()); @ let _ = IDENTIFIER; @ the answer to a ping has the number of the host's socket
+stack/src/datapath/egress/policy.rs @ [LINK_LOCAL.into(), WELL_KNOWN.into(), LOCAL_USE.into()] @ [WELL_KNOWN.into(), LOCAL_USE.into()] @ pods reach the machine's secrets
 stack/src/datapath/egress/table.rs @ if most > its + 1 @ if most > its + 1000 @ pods with few flows get no more while others have all
 stack/src/datapath/egress/table.rs @ if self.len() < self.limit { @ if self.len() <= self.limit { @ egress has one flow more than it may
 stack/src/datapath/egress/table.rs @ slot.generation = (slot.generation + 1) % FlowId::GENERATIONS; @ {} @ a flow has the number of one that has just ended
