@@ -51,12 +51,7 @@ impl Sockets {
 }
 
 impl Host for Sockets {
-    fn open(
-        &mut self,
-        flow: FlowId,
-        protocol: Protocol,
-        _: IpVersion,
-    ) -> Result<(), HostError> {
+    fn open(&mut self, flow: FlowId, protocol: Protocol, _: IpVersion) -> Result<(), HostError> {
         assert_eq!(protocol, Protocol::Udp);
         let before = self.open.insert(flow, Socket::default());
         assert!(before.is_none(), "{flow:?} has a socket");

@@ -1,11 +1,11 @@
 //! The events, and egress between the two sides of the world.
 
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use arbitrary::{Result, Unstructured};
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
@@ -13,18 +13,15 @@ use muslin_stack::datapath::egress::{
     Egress, EgressConfig, FlowId, FlowKey, HostError, Policy, Protocol, Ready, Rules,
 };
 use muslin_stack::{Duration, Instant};
-use smoltcp::wire::Ipv4Packet;
+use smoltcp::wire::{Ipv4Packet, Ipv6Packet};
 
 use crate::world::{
-    Act, FLOWS, HostSide, MTU, PodSide, SUBNET, TUNNEL, World, initial, octets, pattern, seed,
+    Act, FLOWS, HostSide, METADATA, MTU, PodSide, SUBNETS, TUNNEL, World, initial, pattern, seed,
 };
 
-/// IPv4 and TCP without options.
-const HEADERS_LEN: usize = 40;
-/// IPv4 and UDP.
-const UDP_HEADERS_LEN: usize = 28;
-/// Payload of a full segment.
-const MSS: usize = MTU as usize - HEADERS_LEN;
+/// TCP without options.
+const TCP_HEADER_LEN: usize = 20;
+const UDP_HEADER_LEN: usize = 8;
 /// Events of timers until all flows have ended, however long they are idle: keep-alives every two
 /// minutes for two hours, retransmissions, and reading on.
 const MAX_TIMERS: usize = FLOWS * 1000;
@@ -65,25 +62,55 @@ pub(crate) struct Harness {
     ends_idle: bool,
     /// Whether first fragments may wait for others, which never come.
     has_fragments: bool,
+    /// Whether pods speak IPv6.
+    is_v6: bool,
 }
 
-fn pod(byte: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 244, 1, 2 + byte % 2)
+fn pod(is_v6: bool, byte: u8) -> IpAddr {
+    let number = 2 + byte % 2;
+    match is_v6 {
+        false => IpAddr::from([10, 244, 1, number]),
+        true => IpAddr::from([0xfd00, 0x10, 0, 0, 0, 0, 0, number.into()]),
+    }
+}
+
+/// Bytes of an IP header.
+fn header_len(key: &FlowKey) -> usize {
+    if key.pod.is_ipv6() { 40 } else { 20 }
+}
+
+/// Payload of a full segment.
+fn mss(key: &FlowKey) -> usize {
+    usize::from(MTU) - header_len(key) - TCP_HEADER_LEN
+}
+
+/// A packet from a pod.
+fn of(key: &FlowKey) -> PacketBuilderStep<IpHeaders> {
+    match (key.pod.ip(), key.remote.ip()) {
+        (IpAddr::V4(pod), IpAddr::V4(remote)) => {
+            PacketBuilder::ipv4(pod.octets(), remote.octets(), 64)
+        }
+        (IpAddr::V6(pod), IpAddr::V6(remote)) => {
+            PacketBuilder::ipv6(pod.octets(), remote.octets(), 64)
+        }
+        _ => panic!("{key:?}"),
+    }
 }
 
 /// Two pods, four ports of each, and four places outside, of which two are forbidden in part.
-fn key(protocol: Protocol, byte: u8) -> FlowKey {
-    let (address, port) = match (byte >> 3) % 4 {
-        0 => (Ipv4Addr::new(192, 0, 2, 1), 80),
-        1 => (Ipv4Addr::new(192, 0, 2, 2), 443),
-        2 => (Ipv4Addr::new(169, 254, 169, 254), 80),
-        _ => (Ipv4Addr::new(192, 0, 2, 1), TUNNEL),
+fn key(is_v6: bool, protocol: Protocol, byte: u8) -> FlowKey {
+    let (ipv4, ipv6, port) = match (byte >> 3) % 4 {
+        0 => ("192.0.2.1", "2001:db8::1", 80),
+        1 => ("192.0.2.2", "2001:db8::2", 443),
+        2 => ("169.254.169.254", METADATA, 80),
+        _ => ("192.0.2.1", "2001:db8::1", TUNNEL),
     };
+    let address: IpAddr = if is_v6 { ipv6 } else { ipv4 }.parse().expect("an address");
     let is_ping = protocol == Protocol::Ping;
     FlowKey {
         protocol,
-        pod: SocketAddr::new(pod(byte).into(), 40_000 + u16::from(byte >> 1) % 4),
-        remote: SocketAddr::new(address.into(), if is_ping { 0 } else { port }),
+        pod: SocketAddr::new(pod(is_v6, byte), 40_000 + u16::from(byte >> 1) % 4),
+        remote: SocketAddr::new(address, if is_ping { 0 } else { port }),
     }
 }
 
@@ -99,7 +126,7 @@ impl Harness {
         rules.tunnel_port = Some(TUNNEL);
         let mtu = Mtu::new(MTU.into()).expect("it is in range");
         let mut config = EgressConfig::new(Policy::new(rules), mtu, 7);
-        config.subnets = Some(SUBNET.into());
+        config.subnets = Some(SUBNETS.parse().expect("two nets"));
         config.limits.flows = FLOWS;
         config.limits.memory = 1 << 18;
         let world = Rc::new(RefCell::new(World::default()));
@@ -112,24 +139,26 @@ impl Harness {
             answers: choices & 1 != 0,
             ends_idle: choices & 2 != 0,
             has_fragments: false,
+            is_v6: choices & 4 != 0,
         }
     }
 
     pub(crate) fn step(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
         self.world.borrow_mut().burst = 0;
+        let is_v6 = self.is_v6;
         let mut byte = || input.arbitrary::<u8>();
         match byte()? % 8 {
             0 => {
-                let (key, kind, fault) = (key(Protocol::Tcp, byte()?), byte()? % 8, byte()?);
+                let (key, kind, fault) = (key(is_v6, Protocol::Tcp, byte()?), byte()? % 8, byte()?);
                 let len = if kind == 2 { byte()?.into() } else { 0 };
                 self.segment(key, kind, len, fault);
             }
             1 => {
-                let (key, len, fault) = (key(Protocol::Udp, byte()?), byte()?, byte()?);
+                let (key, len, fault) = (key(is_v6, Protocol::Udp, byte()?), byte()?, byte()?);
                 self.datagram(key, len.into(), fault);
             }
             2 => {
-                let (key, len, fault) = (key(Protocol::Ping, byte()?), byte()?, byte()?);
+                let (key, len, fault) = (key(is_v6, Protocol::Ping, byte()?), byte()?, byte()?);
                 self.echo(key, len.into(), fault);
             }
             3 => {
@@ -161,7 +190,7 @@ impl Harness {
                 }
             }
             5 => {
-                let address = pod(byte()?);
+                let address = pod(is_v6, byte()?);
                 self.forget(address);
                 let world = self.world.borrow();
                 let its = |key: &FlowKey| key.pod.ip() == address;
@@ -246,7 +275,7 @@ impl Harness {
             }
         } else {
             for byte in 0..2 {
-                self.forget(pod(byte));
+                self.forget(pod(self.is_v6, byte));
             }
         }
         assert_eq!(self.egress.counters().open, 0, "flows that do not end");
@@ -292,10 +321,10 @@ impl Harness {
         }
     }
 
-    fn forget(&mut self, pod: Ipv4Addr) {
+    fn forget(&mut self, pod: IpAddr) {
         self.world.borrow_mut().forgets = true;
         let Self { egress, host, .. } = self;
-        egress.forget_pod(pod.into(), host);
+        egress.forget_pod(pod, host);
         self.poll();
         self.world.borrow_mut().forgets = false;
     }
@@ -326,7 +355,7 @@ impl Harness {
             is_super: kind == 6,
         };
         match kind {
-            3 => segment.len = MSS,
+            3 => segment.len = mss(&key),
             6 => segment.len = 20_000,
             _ => {}
         }
@@ -363,7 +392,11 @@ impl Harness {
         let has_ack = !segment.syn && ends.expected.is_some();
         drop(world);
         let packet = tcp(key, (seq, has_ack.then_some(ack)), &segment, &data);
-        let gso = segment.is_super.then_some((GsoKind::TcpV4, MSS));
+        let kind = match key.pod.is_ipv6() {
+            false => GsoKind::TcpV4,
+            true => GsoKind::TcpV6,
+        };
+        let gso = segment.is_super.then_some((kind, mss(&key)));
         self.send(key, packet, fault, gso);
     }
 
@@ -377,8 +410,7 @@ impl Harness {
             if is_super { len * 5 } else { len },
         );
         let size = len.max(1);
-        let builder = PacketBuilder::ipv4(octets(key.pod), octets(key.remote), 64)
-            .udp(key.pod.port(), key.remote.port());
+        let builder = of(&key).udp(key.pod.port(), key.remote.port());
         let mut packet = Vec::new();
         builder.write(&mut packet, &data).expect("a vector grows");
         let mut world = self.world.borrow_mut();
@@ -395,13 +427,19 @@ impl Harness {
 
     fn echo(&mut self, key: FlowKey, len: usize, fault: u8) {
         let data = content(seed(&key, false), 0, len);
-        let builder = PacketBuilder::ipv4(octets(key.pod), octets(key.remote), 64)
-            .icmpv4_echo_request(key.pod.port(), len as u16);
+        let (builder, number) = (of(&key), (key.pod.port(), len as u16));
         let mut packet = Vec::new();
-        builder.write(&mut packet, &data).expect("a vector grows");
+        let written = if key.pod.is_ipv6() {
+            let request = builder.icmpv6_echo_request(number.0, number.1);
+            request.write(&mut packet, &data)
+        } else {
+            let request = builder.icmpv4_echo_request(number.0, number.1);
+            request.write(&mut packet, &data)
+        };
+        written.expect("a vector grows");
         let mut world = self.world.borrow_mut();
         world.ends.entry(key).or_default();
-        world.offered = [packet[20..].to_vec()].into();
+        world.offered = [packet[header_len(&key)..].to_vec()].into();
         drop(world);
         self.send(key, packet, fault, None);
     }
@@ -426,29 +464,45 @@ impl Harness {
         match fault {
             // A sum, a length of the transport's, a fragment, another protocol.
             246 => *packet.last_mut().expect("it has bytes") ^= 0x55,
-            247 => packet.truncate(UDP_HEADERS_LEN - 1),
+            247 => packet.truncate(header_len(&key) + UDP_HEADER_LEN - 1),
+            // The first of several.
+            248 if key.pod.is_ipv6() => {
+                packet.truncate(40 + (packet.len() - 40) / 8 * 8);
+                packet.splice(40..40, [packet[6], 0, 0, 1, 0, 0, 0, 7]);
+                packet[6] = 44;
+            }
             248 => packet[6] |= 0x20,
+            249 if key.pod.is_ipv6() => packet[6] = 132,
             249 => packet[9] = 132,
             _ => {}
         }
-        // The router passes on no broken IPv4 header.
+        // The router passes on no broken header.
         let len = packet.len();
-        let mut header = Ipv4Packet::new_unchecked(&mut packet);
-        header.set_total_len(len as u16);
-        header.fill_checksum();
+        if key.pod.is_ipv6() {
+            Ipv6Packet::new_unchecked(&mut packet).set_payload_len((len - 40) as u16);
+        } else {
+            let mut header = Ipv4Packet::new_unchecked(&mut packet);
+            header.set_total_len(len as u16);
+            header.fill_checksum();
+        }
         let mut storage = [vec![0; HEADROOM], packet].concat();
         let packet = PacketBuf::new(&mut storage, HEADROOM, len).expect("there is room");
         let offload = gso.map_or_else(Header::default, |(kind, size)| Header {
             checksum: Checksum::Partial {
-                start: 20,
-                offset: if kind == GsoKind::TcpV4 { 16 } else { 6 },
+                start: header_len(&key) as u16,
+                offset: if kind == GsoKind::Udp { 6 } else { 16 },
             },
             gso: Some(Gso {
                 kind,
                 size: size as u16,
                 ecn: false,
             }),
-            hdr_len: if kind == GsoKind::TcpV4 { 40 } else { 28 },
+            hdr_len: (header_len(&key)
+                + if kind == GsoKind::Udp {
+                    UDP_HEADER_LEN
+                } else {
+                    TCP_HEADER_LEN
+                }) as u16,
         });
         let packet = packet.with_offload(offload);
         let mut world = self.world.borrow_mut();
@@ -472,12 +526,7 @@ impl Harness {
 }
 
 fn tcp(key: FlowKey, (seq, ack): (u32, Option<u32>), segment: &Segment, data: &[u8]) -> Vec<u8> {
-    let mut builder = PacketBuilder::ipv4(octets(key.pod), octets(key.remote), 64).tcp(
-        key.pod.port(),
-        key.remote.port(),
-        seq,
-        segment.window,
-    );
+    let mut builder = of(&key).tcp(key.pod.port(), key.remote.port(), seq, segment.window);
     if segment.syn {
         builder = builder.syn();
     }

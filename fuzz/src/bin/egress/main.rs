@@ -71,7 +71,25 @@ fn run(data: &[u8]) {
     harness.finish();
 }
 
+/// Those of IPv4, and the same of IPv6.
 fn seeds() -> Vec<Seed> {
+    let ipv4 = of_ipv4();
+    let twins: Vec<_> = ipv4
+        .iter()
+        .map(|(name, data)| of_ipv6(name, data))
+        .collect();
+    ipv4.into_iter().chain(twins).collect()
+}
+
+/// A seed with its first byte's bit for IPv6.
+fn of_ipv6(name: &'static str, data: &[u8]) -> Seed {
+    let mut data = data.to_vec();
+    data[0] |= 4;
+    // As many as there are seeds, once.
+    (format!("v6-{name}").leak(), data)
+}
+
+fn of_ipv4() -> Vec<Seed> {
     let opened: &[u8] = &[0, 0, 0, 0, 3, 0, 0];
     let with = |choices: u8, parts: &[&[u8]]| [&[choices], opened, &parts.concat()[..]].concat();
     vec![

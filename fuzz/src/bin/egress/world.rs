@@ -2,15 +2,14 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
-use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
-use ipnet::Ipv4Net;
+use etherparse::{IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
+use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_stack::Duration;
-use muslin_stack::addresses::ipv4;
 use muslin_stack::datapath::egress::{
     self, Complaint, FlowId, FlowKey, Host, HostError, IpVersion, LINK_LOCAL, Marks, Output,
     Protocol,
@@ -19,10 +18,12 @@ use muslin_stack::datapath::icmp::may_answer;
 
 /// MTU of pods.
 pub(crate) const MTU: u16 = 1450;
+/// Where a cloud tells secrets.
+pub(crate) const METADATA: &str = "fd00:ec2::254";
 /// A node's tunnel, which nobody may reach.
 pub(crate) const TUNNEL: u16 = 8472;
-/// Pods and their gateway.
-pub(crate) const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
+/// Pods and their gateway, of each IP version.
+pub(crate) const SUBNETS: &str = "10.244.1.0/24,fd00:10::/64";
 /// Flows that may be at once.
 pub(crate) const FLOWS: usize = 4;
 /// Many more packets than what may be under way needs.
@@ -33,15 +34,17 @@ pub(crate) fn pattern(seed: u32, at: u32) -> u8 {
     (at.wrapping_mul(0x9e37_79b1) >> 11) as u8 ^ seed.wrapping_mul(101) as u8
 }
 
-/// The address of an end, which is of IPv4.
-pub(crate) fn octets(end: SocketAddr) -> [u8; 4] {
-    ipv4(end.ip()).expect("an address of IPv4").octets()
+/// The last byte of an end's address.
+fn last(end: SocketAddr) -> u8 {
+    match end.ip() {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    }
 }
 
 /// Of a direction between two ends.
 pub(crate) fn seed(key: &FlowKey, from_host: bool) -> u32 {
-    let [.., pod] = octets(key.pod);
-    let [.., remote] = octets(key.remote);
+    let (pod, remote) = (last(key.pod), last(key.remote));
     u32::from(pod) + 3 * u32::from(remote) + u32::from(key.pod.port()) + u32::from(from_host) * 77
 }
 
@@ -148,28 +151,34 @@ pub(crate) enum Act {
 /// Where datagrams come from: who was asked last, another port of that, others, and such as a pod
 /// must not hear.
 fn sender(latest: SocketAddr, which: u8) -> SocketAddr {
-    let at = |address: [u8; 4], port| SocketAddr::new(address.into(), port);
+    let at = |ipv4: &str, ipv6: &str, port| {
+        let address = if latest.is_ipv6() { ipv6 } else { ipv4 };
+        SocketAddr::new(address.parse().expect("an address"), port)
+    };
     match which % 8 {
         1 => SocketAddr::new(latest.ip(), latest.port() ^ 0x4000),
-        2 => at([192, 0, 2, 2], 443),
-        3 => at([203, 0, 113, 9], 9),
-        4 => at([169, 254, 169, 254], 80),
+        2 => at("192.0.2.2", "2001:db8::2", 443),
+        3 => at("203.0.113.9", "2001:db8:113::9", 9),
+        4 => at("169.254.169.254", METADATA, 80),
         5 => SocketAddr::new(latest.ip(), TUNNEL),
-        6 => at([10, 244, 1, 1], 53),
-        7 => at([127, 0, 0, 1], 53),
+        6 => at("10.244.1.1", "fd00:10::1", 53),
+        7 => at("127.0.0.1", "::1", 53),
         _ => latest,
     }
 }
 
 /// Whether pods may send there, and hear what comes from there.
 fn is_open(protocol: Protocol, address: SocketAddr) -> bool {
-    let closed = [
-        LINK_LOCAL,
-        SUBNET,
-        Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8),
+    let closed: [IpNet; 6] = [
+        LINK_LOCAL.into(),
+        "10.244.1.0/24".parse().expect("a net"),
+        Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8).into(),
+        "fd00:10::/64".parse().expect("a net"),
+        IpAddr::from(Ipv6Addr::LOCALHOST).into(),
+        METADATA.parse::<IpAddr>().expect("an address").into(),
     ];
     let is_tunnel = protocol == Protocol::Udp && address.port() == TUNNEL;
-    let is_closed = |net: &Ipv4Net| ipv4(address.ip()).is_none_or(|it| net.contains(&it));
+    let is_closed = |net: &IpNet| net.contains(&address.ip());
     !is_tunnel && !closed.iter().any(is_closed)
 }
 
@@ -300,39 +309,40 @@ impl World {
     fn receive(&mut self, packet: &[u8]) {
         self.burst += 1;
         assert!(self.burst < BURST, "packets without an end");
-        let ip = Ipv4HeaderSlice::from_slice(packet).expect("an IPv4 header");
-        assert_eq!(usize::from(ip.total_len()), packet.len(), "a wrong length");
-        assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum());
-        assert!(ip.ttl() > 0 && !ip.is_fragmenting_payload());
-        let payload = &packet[ip.slice().len()..];
-        let addresses = (ip.destination_addr(), ip.source_addr());
-        match ip.protocol() {
-            IpNumber::TCP => self.receive_segment(addresses, &ip, payload),
-            IpNumber::UDP => self.receive_datagram(addresses, &ip, payload),
-            IpNumber::ICMP => self.receive_echo(addresses, payload),
+        let (protocol, addresses, payload) = read(packet);
+        match protocol {
+            IpNumber::TCP => {
+                assert!(packet.len() <= MTU.into(), "too long");
+                self.receive_segment(addresses, payload);
+            }
+            IpNumber::UDP => self.receive_datagram(addresses, payload),
+            IpNumber::ICMP | IpNumber::IPV6_ICMP => self.receive_echo(addresses, payload),
             other => panic!("protocol {other:?}"),
         }
     }
 
-    fn receive_segment(
-        &mut self,
-        (pod, remote): (Ipv4Addr, Ipv4Addr),
-        ip: &Ipv4HeaderSlice<'_>,
-        payload: &[u8],
-    ) {
+    fn receive_segment(&mut self, (pod, remote): (IpAddr, IpAddr), payload: &[u8]) {
         let tcp = TcpHeaderSlice::from_slice(payload).expect("a TCP header");
         let data = &payload[tcp.slice().len()..];
         // Zero has two forms, and who finishes checksums cannot tell TCP's from UDP's.
-        let sum = match tcp.calc_checksum_ipv4(ip, data) {
+        let sum = match (remote, pod) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                tcp.calc_checksum_ipv4_raw(from.octets(), to.octets(), data)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                tcp.calc_checksum_ipv6_raw(from.octets(), to.octets(), data)
+            }
+            _ => panic!("from {remote} to {pod}"),
+        };
+        let sum = match sum {
             Ok(0) if tcp.checksum() == 0xffff => Ok(0xffff),
             sum => sum,
         };
         assert_eq!(sum, Ok(tcp.checksum()), "a wrong checksum of TCP");
-        assert!(ip.slice().len() + payload.len() <= MTU.into(), "too long");
         let key = FlowKey {
             protocol: Protocol::Tcp,
-            pod: SocketAddr::new(pod.into(), tcp.destination_port()),
-            remote: SocketAddr::new(remote.into(), tcp.source_port()),
+            pod: SocketAddr::new(pod, tcp.destination_port()),
+            remote: SocketAddr::new(remote, tcp.source_port()),
         };
         let ends = self.ends.get_mut(&key);
         let ends = ends.unwrap_or_else(|| panic!("nobody asked for {key:?}"));
@@ -384,34 +394,36 @@ impl World {
         ends.unanswered |= len > 0 || tcp.fin();
     }
 
-    fn receive_datagram(
-        &mut self,
-        (pod, remote): (Ipv4Addr, Ipv4Addr),
-        ip: &Ipv4HeaderSlice<'_>,
-        payload: &[u8],
-    ) {
+    fn receive_datagram(&mut self, (pod, remote): (IpAddr, IpAddr), payload: &[u8]) {
         let udp = UdpHeaderSlice::from_slice(payload).expect("a UDP header");
         let data = &payload[udp.slice().len()..];
         assert_eq!(usize::from(udp.length()), payload.len());
-        let sum = udp.to_header().calc_checksum_ipv4(&ip.to_header(), data);
+        let header = udp.to_header();
+        let sum = match (remote, pod) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                header.calc_checksum_ipv4_raw(from.octets(), to.octets(), data)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                header.calc_checksum_ipv6_raw(from.octets(), to.octets(), data)
+            }
+            _ => panic!("from {remote} to {pod}"),
+        };
         assert_eq!(sum, Ok(udp.checksum()), "a wrong checksum of UDP");
         let key = FlowKey {
             protocol: Protocol::Udp,
-            pod: SocketAddr::new(pod.into(), udp.destination_port()),
-            remote: SocketAddr::new(remote.into(), udp.source_port()),
+            pod: SocketAddr::new(pod, udp.destination_port()),
+            remote: SocketAddr::new(remote, udp.source_port()),
         };
         let (of, bytes) = self.read.pop_front().expect("something was read");
         assert!(of == key && bytes == data, "another datagram for {key:?}");
     }
 
-    fn receive_echo(&mut self, (pod, remote): (Ipv4Addr, Ipv4Addr), payload: &[u8]) {
+    fn receive_echo(&mut self, (pod, remote): (IpAddr, IpAddr), payload: &[u8]) {
         let (of, bytes) = self.read.pop_front().expect("something was read");
-        assert_eq!(
-            (of.protocol, of.remote.ip()),
-            (Protocol::Ping, remote.into())
-        );
+        assert_eq!((of.protocol, of.remote.ip()), (Protocol::Ping, remote));
         assert_eq!(of.pod.ip(), pod);
-        assert_eq!(payload[..2], [0, 0], "an echo reply");
+        let reply = if pod.is_ipv6() { 129 } else { 0 };
+        assert_eq!(payload[..2], [reply, 0], "an echo reply");
         assert_eq!(
             payload[4..6],
             of.pod.port().to_be_bytes(),
@@ -419,6 +431,24 @@ impl World {
         );
         assert!(payload[6..] == bytes[6..], "another content");
     }
+}
+
+/// What a packet carries, to whom and from whom, and what is behind its header.
+fn read(packet: &[u8]) -> (IpNumber, (IpAddr, IpAddr), &[u8]) {
+    if packet[0] >> 4 == 6 {
+        let ip = Ipv6HeaderSlice::from_slice(packet).expect("an IPv6 header");
+        let len = ip.slice().len() + usize::from(ip.payload_length());
+        assert_eq!(len, packet.len(), "a wrong length");
+        assert!(ip.hop_limit() > 0);
+        let addresses = (ip.destination_addr().into(), ip.source_addr().into());
+        return (ip.next_header(), addresses, &packet[ip.slice().len()..]);
+    }
+    let ip = Ipv4HeaderSlice::from_slice(packet).expect("an IPv4 header");
+    assert_eq!(usize::from(ip.total_len()), packet.len(), "a wrong length");
+    assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum());
+    assert!(ip.ttl() > 0 && !ip.is_fragmenting_payload());
+    let addresses = (ip.destination_addr().into(), ip.source_addr().into());
+    (ip.protocol(), addresses, &packet[ip.slice().len()..])
 }
 
 /// The host's side of the world.
@@ -429,10 +459,11 @@ impl Host for HostSide {
         &mut self,
         id: FlowId,
         protocol: Protocol,
-        _: IpVersion,
+        version: IpVersion,
     ) -> Result<(), HostError> {
         let world = &mut *self.0.borrow_mut();
         let key = world.current.expect("a pod sends something");
+        assert_eq!(version == IpVersion::Ipv6, key.pod.is_ipv6());
         assert_eq!(protocol, key.protocol);
         assert_ne!(protocol, Protocol::Tcp, "a connection has one other end");
         world.make(id, key.mapping(), true)
@@ -634,8 +665,14 @@ impl PodSide {
     fn check_told(&self, offender: &[u8]) {
         assert!(may_answer(offender), "nobody may be told of {offender:?}");
         let world = self.0.borrow();
-        let ip = Ipv4HeaderSlice::from_slice(offender).expect("an IPv4 header");
-        let is_known = |key: &FlowKey| key.pod.ip() == ip.source_addr();
+        let source: IpAddr = if offender[0] >> 4 == 6 {
+            let ip = Ipv6HeaderSlice::from_slice(offender).expect("an IPv6 header");
+            ip.source_addr().into()
+        } else {
+            let ip = Ipv4HeaderSlice::from_slice(offender).expect("an IPv4 header");
+            ip.source_addr().into()
+        };
+        let is_known = |key: &FlowKey| key.pod.ip() == source;
         assert!(world.ends.keys().any(is_known), "nobody sent {offender:?}");
     }
 }
