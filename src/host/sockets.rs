@@ -434,3 +434,92 @@ fn host_error(error: &io::Error) -> HostError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::epoll::EpollCreateFlags;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn flow(index: u32) -> FlowId {
+        FlowId {
+            index,
+            generation: 0,
+        }
+    }
+
+    fn server(localhost: IpAddr) -> UdpSocket {
+        let server = UdpSocket::bind((localhost, 0)).unwrap();
+        server.set_read_timeout(Some(SOON)).unwrap();
+        server
+    }
+
+    #[test]
+    fn datagrams_go_and_come_in_both_versions() {
+        for (version, localhost) in [
+            (IpVersion::Ipv4, IpAddr::from(Ipv4Addr::LOCALHOST)),
+            (IpVersion::Ipv6, IpAddr::from(Ipv6Addr::LOCALHOST)),
+        ] {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            let mut sockets = Sockets::new(Arc::new(epoll), None);
+            let server = server(localhost);
+            let to = server.local_addr().unwrap();
+            sockets.open(flow(1), Protocol::Udp, version).unwrap();
+            let marks = Marks {
+                ttl: 7,
+                dscp: 46,
+                dont_fragment: true,
+            };
+            sockets.mark(flow(1), marks);
+            sockets.send(flow(1), to, b"hello").unwrap();
+            let mut buffer = [0; 100];
+            let (len, from) = server.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..len], from.ip()), (&b"hello"[..], localhost));
+            server.send_to(b"answer", from).unwrap();
+            let socket = sockets.get(flow(1)).unwrap();
+            let marked = match version {
+                IpVersion::Ipv4 => (socket.ttl_v4().unwrap(), socket.tos_v4().unwrap()),
+                IpVersion::Ipv6 => (
+                    socket.unicast_hops_v6().unwrap(),
+                    socket.tclass_v6().unwrap(),
+                ),
+            };
+            assert_eq!(marked, (7, 46 << 2));
+            let mut waited = [PollFd::new(
+                std::os::fd::AsFd::as_fd(socket),
+                PollFlags::POLLIN,
+            )];
+            assert_eq!(poll(&mut waited, PollTimeout::from(10_000u16)), Ok(1));
+            let received = sockets.receive(flow(1), &mut buffer);
+            assert_eq!(received, Ok((6, to)));
+
+            // One of a published port's clients is answered from the address that it asked.
+            let port = address::open(version, Type::DGRAM, None).unwrap();
+            port.bind(&any(version).into()).unwrap();
+            let port_number = port.local_addr().unwrap().as_socket().unwrap().port();
+            sockets.share(flow(2), Arc::new(port), (0, to), localhost);
+            sockets.write(flow(2), b"shared").unwrap();
+            let (len, from) = server.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], b"shared");
+            assert_eq!(from, SocketAddr::new(localhost, port_number));
+        }
+    }
+
+    #[test]
+    fn a_socket_of_one_version_reaches_none_of_the_other() {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut sockets = Sockets::new(Arc::new(epoll), None);
+        let version = IpVersion::Ipv6;
+        sockets.open(flow(1), Protocol::Udp, version).unwrap();
+        let server = server(Ipv4Addr::LOCALHOST.into());
+        let port = server.local_addr().unwrap().port();
+        let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+        let sent = sockets.send(flow(1), (mapped, port).into(), b"x");
+        assert_eq!(sent, Err(HostError::NetUnreachable));
+    }
+}
