@@ -513,7 +513,11 @@ fn probes_are_seen_by_nodes_of_one_machine() {
     let lost = [&words[..], &["--ttl", "1", "--count", "1"]].concat();
     let output = bed.nodes[0].client(&lost).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("LOST, dropped: ttl-exceeded: "), "{text}");
+    assert!(
+        text.contains("ICMP echo request, 48 bytes, TTL 1"),
+        "{text}"
+    );
+    assert!(text.contains("  LOST, ttl-exceeded: "), "{text}");
     for (words, said) in [
         (&["--live", "host", "db"][..], "--live sends as a pod"),
         (&["--live", "web", "web"], "is the sender's own address"),

@@ -65,6 +65,7 @@ pub use settings::{NodeSettings, Offload, TraceSecret};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+pub(crate) use trace::protocol;
 use tracing::{debug, info, warn};
 use underlay::Place;
 

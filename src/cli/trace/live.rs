@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use muslin_stack::api::live::{Call, LiveReport, NodeReport, Seen, Send, Sighting, Told, Watch};
 use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Protocol, Verdict};
+use muslin_stack::datapath::trace::Probe;
 use tokio::time::{Instant, sleep};
 
 use super::{Arguments, asked, sockets};
+use crate::daemon::protocol;
 use crate::error::{Error, Result};
 use crate::page::journey::{self, Stop};
 use crate::process::block_on;
@@ -44,7 +46,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 /// What became of the probes, and which of the nodes have clocks of their own.
 async fn probe(arguments: &Arguments) -> Result<(LiveReport, Vec<bool>)> {
     let nodes = journey::reach(&sockets(arguments)?).await?;
-    let beginning = arguments.beginning();
+    let mut beginning = arguments.beginning();
+    if beginning.size == 0 {
+        beginning.size = Probe::least(protocol(beginning.protocol), true);
+    }
     let way = journey::stops(&nodes, asked(arguments, &nodes), &beginning).await?;
     let (Journey { parts, unknown }, stops) = way;
     let (Some(first), Some(sender)) = (parts.first(), stops.first()) else {
@@ -241,13 +246,16 @@ fn text(report: &LiveReport, remote: &[bool]) -> String {
             let own = std::slice::from_ref(node);
             for seen in of(own, sequence) {
                 let back = if seen.is_answer { "answer " } else { "" };
-                let lost = if seen.reason.is_some() { "LOST, " } else { "" };
+                let then = match seen.text.strip_prefix("dropped: ") {
+                    Some(why) if seen.reason.is_some() => format!("LOST, {why}"),
+                    _ => seen.text.clone(),
+                };
                 table.add_row(vec![
                     sequence.to_string(),
                     node.node.clone(),
                     format!("{back}{}", seen.hook),
                     at(&report.nodes, index, *is_remote, seen).text(),
-                    format!("{lost}{}", seen.text),
+                    then,
                 ]);
             }
         }

@@ -275,15 +275,20 @@ fn begin_outside(running: &RunningNode, beginning: &Beginning) -> Result<Incomin
     })
 }
 
+/// What a probe carries that is asked about in these words.
+pub(crate) const fn protocol(protocol: Protocol) -> trace::Protocol {
+    match protocol {
+        Protocol::Tcp => trace::Protocol::Tcp,
+        Protocol::Udp => trace::Protocol::Udp,
+        Protocol::Icmp => trace::Protocol::Icmp,
+    }
+}
+
 fn probe(beginning: &Beginning, source: IpAddr, destination: IpAddr) -> Probe {
     Probe {
         source,
         destination,
-        protocol: match beginning.protocol {
-            Protocol::Tcp => trace::Protocol::Tcp,
-            Protocol::Udp => trace::Protocol::Udp,
-            Protocol::Icmp => trace::Protocol::Icmp,
-        },
+        protocol: protocol(beginning.protocol),
         source_port: beginning.source_port,
         destination_port: beginning.destination_port,
         len: beginning.size,

@@ -27,6 +27,16 @@ pub enum Protocol {
     Icmp,
 }
 
+impl Protocol {
+    const fn header_len(self) -> usize {
+        match self {
+            Self::Tcp => TCP_HEADER_LEN,
+            Self::Udp => UDP_HEADER_LEN,
+            Self::Icmp => ICMP_HEADER_LEN,
+        }
+    }
+}
+
 /// A packet to be traced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
@@ -104,20 +114,27 @@ pub enum ProbeError {
 }
 
 impl Probe {
+    /// The length in bytes of the shortest one that carries this, with a mark or without.
+    #[must_use]
+    pub const fn least(protocol: Protocol, is_marked: bool) -> usize {
+        let mark = if is_marked { Mark::LEN } else { 0 };
+        v4::HEADER_LEN + protocol.header_len() + mark
+    }
+
     /// The packet, which begins with its IP header.
     ///
     /// # Errors
     /// `ProbeError`.
     pub fn packet(&self) -> Result<Vec<u8>, ProbeError> {
         let (source, destination) = (address(self.source)?, address(self.destination)?);
-        let (protocol, header_len) = match self.protocol {
-            Protocol::Tcp => (IpProtocol::Tcp, TCP_HEADER_LEN),
-            Protocol::Udp => (IpProtocol::Udp, UDP_HEADER_LEN),
-            Protocol::Icmp => (IpProtocol::Icmp, ICMP_HEADER_LEN),
+        let protocol = match self.protocol {
+            Protocol::Tcp => IpProtocol::Tcp,
+            Protocol::Udp => IpProtocol::Udp,
+            Protocol::Icmp => IpProtocol::Icmp,
         };
         let mark = self.mark.map(Mark::to_bytes);
-        let payload = v4::HEADER_LEN + header_len;
-        let least = payload + mark.map_or(0, |mark| mark.len());
+        let payload = Self::least(self.protocol, false);
+        let least = Self::least(self.protocol, mark.is_some());
         let len = if self.len == 0 { least } else { self.len };
         if !(least..=v4::MAX_LEN).contains(&len) {
             return Err(ProbeError::Len { least });
