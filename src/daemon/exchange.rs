@@ -7,11 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_stack::addresses::ipv4;
 use muslin_stack::api::exchange::{
     self, Answering, Ask, Asked, CODE_LEN, Code, Ends, Fault, Id, Kind, Told,
 };
-use muslin_stack::api::live;
 use muslin_stack::api::trace::Question;
 use muslin_stack::datapath::exchange::Message;
 use muslin_stack::datapath::gateway;
@@ -210,42 +208,19 @@ fn take(running: &Arc<RunningNode>, message: &Message) -> std::result::Result<()
 }
 
 async fn answer(running: &Arc<RunningNode>, asker: Ipv4Addr, ask: Ask) -> Result<Told> {
-    let arrival = match ask {
-        Ask::Trace(arrival) => arrival,
-        Ask::Live(call) => return answer_live(running, asker, call).await.map(Told::Live),
-        _ => return Err(Error::usage("this node is too old to be asked that")),
-    };
-    // Nobody is told what becomes of packets that others could send.
-    if public_ip_of(running, asker) != Some(arrival.source.ip()) {
-        return Err(Error::usage("the packet is not the asking node's"));
+    let is_allowed =
+        lease_of(running, asker).is_some_and(|(lease, public_ip)| ask.is_allowed(lease, public_ip));
+    if !is_allowed {
+        return Err(Error::usage("that is not the asking node's"));
     }
-    let part = trace::part(running, Question::Arrival(arrival)).await?;
-    Ok(Told::Trace(Box::new(part)))
-}
-
-/// Probes are watched for that the asking node's pods send; nothing is sent for others.
-async fn answer_live(
-    running: &Arc<RunningNode>,
-    asker: Ipv4Addr,
-    call: live::Call,
-) -> Result<live::Told> {
-    match &call {
-        live::Call::Watch(watch) if !is_of(running, asker, watch.source) => Err(Error::usage(
-            "the probes are not of a pod of the asking node",
-        )),
-        live::Call::Watch(_) | live::Call::Seen { .. } | live::Call::End { .. } => {
-            super::live::answer(running, call).await
+    match ask {
+        Ask::Trace(arrival) => {
+            let part = trace::part(running, Question::Arrival(arrival)).await?;
+            Ok(Told::Trace(Box::new(part)))
         }
-        _ => Err(Error::usage("nothing is sent for other nodes")),
+        Ask::Live(call) => super::live::answer(running, call).await.map(Told::Live),
+        _ => Err(Error::usage("this node is too old to be asked that")),
     }
-}
-
-/// Whether an address is in the lease of the node with a gateway.
-fn is_of(running: &RunningNode, gateway: Ipv4Addr, address: IpAddr) -> bool {
-    let control = running.control.lock();
-    let mut peers = control.peers().iter();
-    let found = peers.find(|(key, _)| gateway::address(key.ipv4) == gateway);
-    found.is_some_and(|(lease, _)| ipv4(address).is_some_and(|it| lease.ipv4.contains(&it)))
 }
 
 fn send(running: &RunningNode, asked: &Asked, told: &Told) {
@@ -278,10 +253,10 @@ fn lease_at(running: &RunningNode, public_ip: IpAddr) -> Option<Ipv4Net> {
     found.map(|(key, _)| key.ipv4)
 }
 
-/// The public address of the node with a gateway.
-fn public_ip_of(running: &RunningNode, address: Ipv4Addr) -> Option<IpAddr> {
+/// The lease and the public address of the node with a gateway.
+fn lease_of(running: &RunningNode, address: Ipv4Addr) -> Option<(Ipv4Net, IpAddr)> {
     let control = running.control.lock();
     let mut peers = control.peers().iter();
-    let found = peers.find(|(key, _)| gateway::address(key.ipv4) == address);
-    found.map(|(_, known)| known.record.public_ip.into())
+    let (key, known) = peers.find(|(key, _)| gateway::address(key.ipv4) == address)?;
+    Some((key.ipv4, known.record.public_ip.into()))
 }

@@ -10,8 +10,9 @@
 //! | "MTX1" | kind | piece | pieces | zero | number | a part of the JSON | code |
 //! ```
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::Ipv4Net;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -19,6 +20,7 @@ use thiserror::Error;
 use super::credentials::is_same;
 use super::live;
 use super::trace::{Arrival, Part};
+use crate::addresses::ipv4;
 pub use crate::datapath::exchange::MAX_LEN;
 
 /// Pieces that an answer may have.
@@ -70,6 +72,23 @@ pub enum Ask {
     Trace(Arrival),
     /// To watch for probes of the asking node's pods, or what was seen of them.
     Live(live::Call),
+}
+
+impl Ask {
+    /// Whether the node with that lease and public address may ask it: about packets that it can have
+    /// sent, and probes of its own pods. Nothing is sent for others.
+    #[must_use]
+    pub fn is_allowed(&self, lease: Ipv4Net, public_ip: IpAddr) -> bool {
+        match self {
+            Self::Trace(arrival) => arrival.source.ip() == public_ip,
+            Self::Live(live::Call::Watch(watch)) => {
+                ipv4(watch.source).is_some_and(|source| lease.contains(&source))
+            }
+            // Who knows the number has begun to watch.
+            Self::Live(live::Call::Seen { .. } | live::Call::End { .. }) => true,
+            Self::Live(live::Call::Send(_) | live::Call::Elsewhere { .. }) => false,
+        }
+    }
 }
 
 /// What is answered.
@@ -450,6 +469,53 @@ mod tests {
         arrival.packet.0.push(4);
         let (same, _) = write_question(&SECRET, ends(), ID, &Ask::Trace(arrival)).unwrap();
         assert_eq!(take(same, answerer, &answer), Err(Fault::Code));
+    }
+
+    #[test]
+    fn nodes_ask_about_what_is_theirs_only() {
+        let (own, others) = ([192, 0, 2, 1].into(), [192, 0, 2, 3].into());
+        let lease: Ipv4Net = "10.244.1.0/24".parse().unwrap();
+        assert!(ask().is_allowed(lease, own));
+        assert!(!ask().is_allowed(lease, others));
+        let watch = |source: [u8; 4]| {
+            live::Call::Watch(live::Watch {
+                id: 1,
+                source: source.into(),
+                destination: [10, 244, 2, 2].into(),
+                for_ms: 1,
+            })
+        };
+        let packet = super::super::trace::Beginning {
+            from: "web".to_owned(),
+            to: "db".to_owned(),
+            protocol: super::super::trace::Protocol::Icmp,
+            source_port: 1,
+            destination_port: 1,
+            size: 0,
+            ttl: 1,
+            dont_fragment: false,
+        };
+        let send = live::Call::Send(live::Send {
+            id: 1,
+            sequence: 1,
+            packet,
+        });
+        let call = Box::new(watch([10, 244, 1, 2]));
+        let elsewhere = live::Call::Elsewhere {
+            public_ip: own,
+            call,
+        };
+        for (call, allowed) in [
+            (watch([10, 244, 1, 2]), true),
+            (watch([10, 244, 2, 2]), false),
+            (live::Call::Seen { id: 1 }, true),
+            (live::Call::End { id: 1 }, true),
+            (send, false),
+            (elsewhere, false),
+        ] {
+            let is_allowed = Ask::Live(call.clone()).is_allowed(lease, own);
+            assert_eq!(is_allowed, allowed, "{call:?}");
+        }
     }
 
     #[test]
