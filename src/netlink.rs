@@ -103,8 +103,8 @@ impl Changes {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
         ];
         match new_multicast_connection(&groups) {
             Ok((connection, _, messages)) => Self {

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::control::ipam;
 use nix::errno::Errno;
@@ -134,6 +134,8 @@ pub struct Identity {
     pub gateway_mac: VtepMac,
     /// The subnet it had.
     pub subnet: Option<Ipv4Net>,
+    /// The IPv6 subnet it had.
+    pub subnet_ipv6: Option<Ipv6Net>,
     /// Where all that counts, once it had a lease.
     pub store: Option<StoreId>,
 }
@@ -148,6 +150,7 @@ impl Identity {
             vtep_mac: VtepMac::from_random(random()?),
             gateway_mac: VtepMac::from_random(random()?),
             subnet: None,
+            subnet_ipv6: None,
             store: None,
         })
     }
@@ -187,6 +190,8 @@ struct IdentityFile {
     vtep_mac: String,
     gateway_mac: String,
     subnet: Option<Ipv4Net>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    subnet_ipv6: Option<Ipv6Net>,
     store: Option<StoreId>,
 }
 
@@ -273,6 +278,7 @@ impl StateDir {
                 vtep_mac: mac(&file.vtep_mac)?,
                 gateway_mac: mac(&file.gateway_mac)?,
                 subnet: file.subnet,
+                subnet_ipv6: file.subnet_ipv6,
                 store: file.store,
             });
         }
@@ -290,6 +296,7 @@ impl StateDir {
             vtep_mac: identity.vtep_mac.to_string(),
             gateway_mac: identity.gateway_mac.to_string(),
             subnet: identity.subnet,
+            subnet_ipv6: identity.subnet_ipv6,
             store: identity.store.clone(),
         };
         self.write("identity.json", &file)

@@ -2,13 +2,13 @@
 //! stand where flanneld stood.
 
 use std::ffi::{OsStr, OsString};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, Resettable};
 use clap::{Arg, Args, Command};
-use muslin_stack::control::lease::RENEW_MARGIN;
+use muslin_stack::control::lease::{RENEW_MARGIN, is_public_ipv6};
 use regex::Regex;
 
 use super::secret;
@@ -62,6 +62,10 @@ pub(super) struct Arguments {
     /// NAT translates to the interface's
     #[arg(long, value_name = "IP")]
     public_ip: Option<Ipv4Addr>,
+    /// The IPv6 address that other nodes send to, where the network has IPv6 [default: the one of the
+    /// interface that lasts longest]
+    #[arg(long, value_name = "IP")]
+    public_ipv6: Option<Ipv6Addr>,
     /// The subnet file for CNI plugins and Docker: flannel's is /run/flannel/subnet.env [default:
     /// subnet.env in the node's state directory]
     #[arg(long, value_name = "PATH")]
@@ -132,8 +136,6 @@ struct Idle {
 #[derive(Debug, Args)]
 #[group(skip)]
 struct Refused {
-    #[arg(long, hide = true)]
-    public_ipv6: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_parser = BoolishValueParser::new())]
     kube_subnet_mgr: Option<bool>,
@@ -154,10 +156,12 @@ impl Arguments {
     /// Refuses flags that a node cannot honour and must not ignore.
     pub(super) fn check(&self) -> Result<()> {
         let refused = &self.refused;
-        if refused.public_ipv6.is_some() {
-            return Err(Error::usage(
-                "--public-ipv6 is not supported yet: tunnels end at IPv4 addresses",
-            ));
+        if let Some(ipv6) = self.public_ipv6
+            && (!is_public_ipv6(ipv6) || ipv6.is_loopback())
+        {
+            return Err(Error::usage(format!(
+                "--public-ipv6: other nodes cannot reach this one at {ipv6}"
+            )));
         }
         let kube = [
             ("kube-subnet-mgr", refused.kube_subnet_mgr == Some(true)),
@@ -285,7 +289,7 @@ impl Arguments {
             patterns: self.iface_regex.clone(),
             reach: self.iface_can_reach,
             public_ip: self.public_ip,
-            public_ipv6: None,
+            public_ipv6: self.public_ipv6,
         }
     }
 
@@ -530,7 +534,9 @@ mod tests {
             "--kube-annotation-prefix=x",
             "--net-config-path=x",
             "--set-node-network-unavailable",
-            "--public-ipv6=fd00::1",
+            "--public-ipv6=fe80::1",
+            "--public-ipv6=::",
+            "--public-ipv6=::ffff:192.0.2.1",
         ] {
             let error = parse(&[word]).check().unwrap_err();
             assert_eq!(error.exit_code(), 2);

@@ -114,7 +114,7 @@ fn peer_named(running: &RunningNode, name: &str) -> Result<WantedPeer> {
         |node: Option<&str>, address: IpAddr| node == Some(name) || name.parse() == Ok(address);
     let mut peers = control.peers().iter();
     let found = peers.find(|(key, known)| {
-        let record = names.record(key.ipv4);
+        let record = names.record(key.first());
         is_it(
             record.map(|it| it.node.as_str()),
             known.record.public_ip.into(),
@@ -122,7 +122,7 @@ fn peer_named(running: &RunningNode, name: &str) -> Result<WantedPeer> {
     });
     let (key, known) = found.ok_or_else(|| {
         let nodes = control.peers().iter();
-        let nodes = nodes.filter_map(|(key, _)| names.record(key.ipv4));
+        let nodes = nodes.filter_map(|(key, _)| names.record(key.first()));
         let hint = hint(name, nodes.map(|it| it.node.as_str()));
         Error::usage(format!(
             "there is no other node '{name}'{hint}: 'muslin peers' lists them"
@@ -131,7 +131,7 @@ fn peer_named(running: &RunningNode, name: &str) -> Result<WantedPeer> {
     Ok(WantedPeer {
         id: known.id,
         address: known.record.public_ip.into(),
-        subnet: key.ipv4.into(),
+        subnet: key.first(),
     })
 }
 

@@ -250,13 +250,14 @@ fn lease_at(running: &RunningNode, public_ip: IpAddr) -> Option<Ipv4Net> {
     let control = running.control.lock();
     let mut peers = control.peers().iter();
     let found = peers.find(|(_, known)| IpAddr::V4(known.record.public_ip) == public_ip);
-    found.map(|(key, _)| key.ipv4)
+    found.and_then(|(key, _)| key.ipv4())
 }
 
 /// The lease and the public address of the node with a gateway.
 fn lease_of(running: &RunningNode, address: Ipv4Addr) -> Option<(Ipv4Net, IpAddr)> {
     let control = running.control.lock();
-    let mut peers = control.peers().iter();
-    let (key, known) = peers.find(|(key, _)| gateway::address(key.ipv4) == address)?;
-    Some((key.ipv4, known.record.public_ip.into()))
+    let peers = control.peers().iter();
+    let mut leases = peers.filter_map(|(key, known)| Some((key.ipv4()?, known)));
+    let (subnet, known) = leases.find(|(subnet, _)| gateway::address(*subnet) == address)?;
+    Some((subnet, known.record.public_ip.into()))
 }

@@ -1,6 +1,6 @@
 //! A node on a host whose interface changes.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use muslin_stack::api::events::EventKind;
@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::front::Front;
 use super::underlay::LOOK_AGAIN;
+use crate::journal::Journal;
 use crate::underlay::{self, Audience, InterfaceChoice, PublicInterface};
 
 /// Takes the underlay and the lease along when the interface gets another address, as laptops and
@@ -19,6 +20,7 @@ pub(super) async fn follow(
     audience: Audience,
     seen: watch::Sender<PublicInterface>,
     public_ip: watch::Sender<Ipv4Addr>,
+    public_ipv6: watch::Sender<Option<Ipv6Addr>>,
 ) {
     let mut changes = underlay::Changes::listen();
     let mut complaint = String::new();
@@ -26,9 +28,10 @@ pub(super) async fn follow(
     loop {
         changes.wait(LOOK_AGAIN).await;
         // Between two addresses there may be none for a while.
-        let Ok(now) = underlay::choose_interface(&wanted, audience).await else {
+        let Ok(mut now) = underlay::choose_interface(&wanted, audience).await else {
             continue;
         };
+        follow_ipv6(&wanted, &mut now, &public_ipv6, &journal).await;
         let Some(running) = front.running() else {
             public_ip.send_if_modified(|it| std::mem::replace(it, now.public_ip) != now.public_ip);
             seen.send_if_modified(|it| {
@@ -74,4 +77,23 @@ pub(super) async fn follow(
             journal.note(EventKind::InterfaceBack, &now.name, text);
         }
     }
+}
+
+/// The lease follows the address of IPv6 if there is another one. The last one is not taken back:
+/// without one a lease with an IPv6 subnet would stop flannel's nodes.
+async fn follow_ipv6(
+    wanted: &InterfaceChoice,
+    interface: &mut PublicInterface,
+    public_ipv6: &watch::Sender<Option<Ipv6Addr>>,
+    journal: &Journal,
+) {
+    let before = *public_ipv6.borrow();
+    let now = underlay::ipv6::choose(wanted, interface, before).await;
+    interface.address_v6 = now.or(before);
+    let Some(address) = now.filter(|_| now != before) else {
+        return;
+    };
+    public_ipv6.send_replace(now);
+    let text = format!("the public IPv6 address is now {address}");
+    journal.note(EventKind::AddressChanged, address, text);
 }

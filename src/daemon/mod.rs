@@ -280,10 +280,12 @@ impl Start {
 
     fn driver(self, place: Place) -> Result<(Driver, (Manager, lease::Controls))> {
         let Place { interface, listed } = place;
+        let public_ipv6 = interface.address_v6;
         let mut identity = self.identity;
         let mut settings = ManagerSettings::new(
             Identity {
                 public_ip: interface.public_ip,
+                public_ipv6,
                 vtep_mac: identity.vtep_mac,
             },
             self.settings.prefix.clone(),
@@ -298,10 +300,14 @@ impl Start {
         settings.previous = identity
             .subnet
             .or_else(|| self.flannel_files.previous_subnet());
+        settings.previous_ipv6 = identity
+            .subnet_ipv6
+            .or_else(|| self.flannel_files.previous_ipv6_subnet());
         settings.renew_margin = self.settings.renew_margin;
         settings.repeats = self.store.is_shared_with_flannel();
         let manager = Manager::new(settings);
         let (address, addresses) = watch::channel(interface.public_ip);
+        let (ipv6, ipv6_addresses) = watch::channel(public_ipv6);
         let (seen, interface) = watch::channel(interface);
         let mut driver = Driver {
             store: self.store.describe(),
@@ -341,11 +347,12 @@ impl Start {
         }
         let wanted = driver.settings.underlay.clone();
         let audience = underlay::audience(&driver.settings);
-        let following = follow::follow(self.front.clone(), wanted, audience, seen, address);
+        let following = follow::follow(self.front.clone(), wanted, audience, seen, address, ipv6);
         self.front.spawn(following);
         let controls = lease::Controls {
             leave: self.leaving,
             public_ip: addresses,
+            public_ipv6: ipv6_addresses,
             turn: self.front.turn.clone(),
             ends: self.front.vitals.lease_ends.clone(),
             journal: driver.journal.clone(),
@@ -537,6 +544,25 @@ impl Driver {
                 );
                 self.journal.note(EventKind::LeaseDisputed, key, text);
             }
+            OwnChange::NoIpv6(reason) => warn!("this node has no IPv6 subnet: {reason}"),
+            OwnChange::Changed { from, to } => {
+                let text = format!("the lease {from} becomes {to}");
+                self.journal.note(EventKind::LeaseMoved, to, text);
+            }
+            OwnChange::Overlap {
+                key,
+                node,
+                contested,
+            } => {
+                let holders = [contested.ipv4, contested.ipv6].into_iter().flatten();
+                let holders: Vec<_> = holders.map(|it| it.to_string()).collect();
+                let text = format!(
+                    "the lease {key} of {node} overlaps with that of {}: it has no traffic of \
+                     that subnet",
+                    holders.join(" and ")
+                );
+                self.journal.note(EventKind::LeaseDisputed, key, text);
+            }
             OwnChange::Skipped { key, reason } => self.log_skipped(&key, &reason),
             OwnChange::Left => {
                 let name = &self.settings.name;
@@ -624,14 +650,17 @@ impl Driver {
             watching.abort();
         }
         let interface = tunnel.interface;
-        self.identity.subnet = Some(key.ipv4);
+        let subnet = key.ipv4();
+        let ipv4 = subnet.ok_or_else(|| Error::failed("the lease has no IPv4 subnet"))?;
+        self.identity.subnet = subnet;
+        self.identity.subnet_ipv6 = key.ipv6();
         if self.is_anew {
             self.state.forget_addresses()?;
         }
         self.state.write_identity(&self.identity)?;
         let kernel = underlay::kernel();
         let own_interface = self.settings.host_interface.as_deref();
-        underlay::warn_of_kernel(&kernel, own_interface, tunnel.config.network, key.ipv4);
+        underlay::warn_of_kernel(&kernel, own_interface, tunnel.config.network, ipv4);
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
@@ -652,7 +681,7 @@ impl Driver {
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
         let mut control = self.control.lock();
-        control.start(tunnel.config.backend.clone(), plan);
+        control.start(tunnel.config.clone(), plan, key);
         let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
         drop(control);
         let (naming, connector) =
@@ -675,7 +704,7 @@ impl Driver {
             for (host, mac) in &inherited.next_hops {
                 node.learn_next_hop(now, *host, *mac);
             }
-            node.set_egress(Some(tunnel.config.network.into()));
+            node.set_egress(Some(tunnel.config.networks()));
             node.await_pods(pods.iter().copied(), now + AWAITED);
             // Before it takes what has come to the tunnel's port already.
             for update in &updates {
@@ -693,7 +722,7 @@ impl Driver {
             interface,
             config: tunnel.config,
             plan,
-            subnet: key.ipv4,
+            subnet: ipv4,
             subnets: key.nets(),
             gateway_mac: self.identity.gateway_mac.get(),
             control: self.front.sockets(),
@@ -702,6 +731,11 @@ impl Driver {
         let subnet = SubnetEnv {
             network: facts.config.network,
             subnet: facts.subnet,
+            ipv6: facts
+                .config
+                .ipv6
+                .map(|it| it.network)
+                .zip(facts.subnets.ipv6()),
             mtu: facts.plan.mtu.get(),
             ip_masq: self.settings.ip_masq,
         };
@@ -800,7 +834,7 @@ impl Driver {
             plan.mtu,
             u64::from_ne_bytes(random()?),
         );
-        config.mtu_v6 = match (key.ipv6, plan.mtu_v6()) {
+        config.mtu_v6 = match (key.ipv6(), plan.mtu_v6()) {
             (None, mtu) => mtu.unwrap_or(plan.mtu),
             (Some(_), Some(mtu)) => mtu,
             (Some(_), None) => {
@@ -839,7 +873,7 @@ impl Driver {
             }
         };
         let mut outside = Outside::new(policy, plan.mtu, u64::from_ne_bytes(random()?));
-        outside.subnets = Nets::new(Some(key.ipv4), key.ipv6);
+        outside.subnets = Some(key.nets());
         outside.limits = host::limits();
         Ok(outside)
     }
@@ -1001,15 +1035,16 @@ fn explain(fault: &ConfigFault) -> String {
              and --direct-routing; a second network needs another --etcd-prefix, or another --store, \
              and on the same machine another --port or --public-ip"
         ),
-        ConfigFault::Missing(_) | ConfigFault::Invalid(_) | ConfigFault::OtherBackend(_) => {
-            fault.to_string()
-        }
+        ConfigFault::Missing(_)
+        | ConfigFault::Invalid(_)
+        | ConfigFault::NoPublicIpv6
+        | ConfigFault::OtherBackend(_) => fault.to_string(),
     }
 }
 
 fn refusal(loss: &Loss) -> Error {
     match loss {
-        Loss::OutOfSubnets(_) | Loss::Races => Error::failed(loss),
+        Loss::OutOfSubnets(_) | Loss::OutOfIpv6Subnets | Loss::Races => Error::failed(loss),
         Loss::Taken { .. } | Loss::Cloned { .. } | Loss::Disputed { .. } => {
             Error::LeaseLost(loss.to_string())
         }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::Vni;
+use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{
     Dns, Drop, Flow, Flows, HostInterface, Neighbour, Packets, Peer, Pod, Ports, Route, Status,
     Table, Traffic,
@@ -84,10 +85,10 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: running.since.elapsed().as_secs(),
-        network: facts.config.network.into(),
+        network: facts.config.networks(),
         subnet: facts.subnets,
         gateway: facts.subnets.gateways(),
-        public_ip: interface.public_ip.into(),
+        public_ip: Addresses::with_ipv4(interface.public_ip, running.public_ipv6()),
         tunnel_ip: interface.address.into(),
         interface: interface.name,
         backend: facts.config.backend.name().to_owned(),
@@ -211,20 +212,27 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
     let control = running.control.lock();
     let rows = control.peers().iter().map(|(key, known)| {
         let state = states.get(&known.id);
-        let (received, sent) = state
-            .map(|state| (state.received, state.sent))
-            .unwrap_or_default();
+        let state_v6 = known.id_v6.and_then(|id| states.get(&id));
+        let (mut received, mut sent) = <(port::Traffic, port::Traffic)>::default();
+        for half in state.into_iter().chain(state_v6) {
+            received.add(half.received);
+            sent.add(half.sent);
+        }
+        let state = state.or(state_v6);
         let path = state.map(|state| state.path);
-        let signs = census.known(&names, key.ipv4).signs.unwrap_or_default();
+        let signs = key.ipv4().and_then(|it| census.known(&names, it).signs);
+        let signs = signs.unwrap_or_default();
         let obstacle = match (known.peer(*key, backend), path) {
             (Err(unusable), _) => Some(unusable.to_string()),
             (Ok(_), Some(Path::Unreachable)) => Some(format!("not on the link {prefix}")),
             (Ok(_), _) => None,
         };
         Peer {
-            node: names.record(key.ipv4).map(|record| record.node.to_string()),
-            subnet: key.ipv4.into(),
-            public_ip: known.record.public_ip.into(),
+            node: names
+                .record(key.first())
+                .map(|record| record.node.to_string()),
+            subnet: key.nets(),
+            public_ip: known.record.addresses(),
             backend: known.record.backend().to_owned(),
             vtep_mac: known.record.vtep_mac().map(|mac| mac.to_string()),
             usable: obstacle.is_none(),
@@ -262,8 +270,12 @@ fn path_mtu(path: Path, plan: &TunnelPlan) -> Option<u16> {
 fn routes(running: &RunningNode, routes: &[(IpNet, NextHop)]) -> Vec<Route> {
     let control = running.control.lock();
     let peers = control.peers().iter();
-    let peers: HashMap<PeerId, _> = peers
-        .map(|(_, known)| (known.id, known.record.public_ip))
+    let peers: HashMap<PeerId, IpAddr> = peers
+        .flat_map(|(_, known)| {
+            let ipv6 = known.id_v6.zip(known.record.public_ipv6.map(IpAddr::V6));
+            [Some((known.id, known.record.public_ip.into())), ipv6]
+        })
+        .flatten()
         .collect();
     let address = |id: PeerId| peers.get(&id).map(ToString::to_string);
     let row = |(prefix, next): &(IpNet, NextHop)| Route {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -236,10 +236,14 @@ impl RunningNode {
     pub(super) fn peer_named(&self, id: PeerId) -> Option<(IpAddr, Option<String>)> {
         let control = self.control.lock();
         let mut peers = control.peers().iter();
-        let (key, known) = peers.find(|(_, known)| known.id == id)?;
+        let (key, known) = peers.find(|(_, known)| known.id == id || known.id_v6 == Some(id))?;
         let names = self.naming.names.read();
-        let name = names.record(key.ipv4).map(|record| record.node.to_string());
-        Some((known.record.public_ip.into(), name))
+        let name = names
+            .record(key.first())
+            .map(|record| record.node.to_string());
+        let public_ipv6 = known.record.public_ipv6.filter(|_| known.id != id);
+        let address = public_ipv6.map_or(known.record.public_ip.into(), IpAddr::V6);
+        Some((address, name))
     }
 
     /// How packets travel as things are now.
@@ -250,6 +254,12 @@ impl RunningNode {
     /// What the interfaces of pods are to have.
     pub(super) fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    /// The address that its lease names of IPv6, if it has a subnet of that.
+    pub(super) fn public_ipv6(&self) -> Option<Ipv6Addr> {
+        let subnet = self.facts.subnets.ipv6();
+        subnet.and_then(|_| self.interface().address_v6)
     }
 
     /// Takes the underlay along to what its interface is now.

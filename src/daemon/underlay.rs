@@ -98,7 +98,8 @@ async fn look(
     settings: &NodeSettings,
     store: &dyn Store,
 ) -> std::result::Result<Place, NoInterface> {
-    let interface = underlay::choose_interface(&settings.underlay, audience(settings)).await?;
+    let mut interface = underlay::choose_interface(&settings.underlay, audience(settings)).await?;
+    interface.address_v6 = underlay::ipv6::choose(&settings.underlay, &interface, None).await;
     match store.listed(interface.public_ip) {
         Ok(listed) => Ok(Place { interface, listed }),
         Err(error) => Err(NoInterface::NotYet(error.to_string())),
@@ -115,6 +116,11 @@ pub(super) fn plan(
     interface: &PublicInterface,
     vtep_mac: VtepMac,
 ) -> Result<TunnelPlan> {
+    if !config.enable_ipv4 {
+        return Err(Error::usage(
+            "the network has IPv6 alone, and this node needs IPv4 beside it: enable EnableIPv4",
+        ));
+    }
     let mut ends = [interface.public_ip, interface.address].into_iter();
     if let Some(end) = ends.find(|end| config.network.contains(end)) {
         return Err(Error::usage(format!(
@@ -126,7 +132,10 @@ pub(super) fn plan(
     let plan = TunnelPlan::new(&config.backend, vtep_mac, settings.mtu, interface.mtu);
     let plan = plan.map_err(|fault| misfit(&fault, interface))?;
     check_uplink(&plan, settings, interface)?;
-    Ok(plan)
+    Ok(match (config.ipv6, interface.address_v6) {
+        (Some(_), Some(_)) => plan.with_ipv6(),
+        _ => plan,
+    })
 }
 
 /// The same with what the interface is now.

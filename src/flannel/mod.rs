@@ -5,7 +5,7 @@ mod subnet_env;
 
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 pub use muslin_stack::api::subnet_env::SubnetEnv;
 use muslin_stack::control::lease::{Backend, NetworkConfig};
 use tracing::{info, warn};
@@ -35,6 +35,12 @@ impl FlannelFiles {
     #[must_use]
     pub fn previous_subnet(&self) -> Option<Ipv4Net> {
         subnet_env::previous_subnet(&self.file)
+    }
+
+    /// The same of IPv6.
+    #[must_use]
+    pub fn previous_ipv6_subnet(&self) -> Option<Ipv6Net> {
+        subnet_env::previous_ipv6_subnet(&self.file)
     }
 
     /// Announces that the data path runs. As flannel's, a node whose file cannot be written

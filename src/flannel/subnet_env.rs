@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
-use muslin_stack::api::subnet_env::{SubnetEnv, subnet_of};
+use ipnet::{Ipv4Net, Ipv6Net};
+use muslin_stack::api::subnet_env::{SubnetEnv, ipv6_subnet_of, subnet_of};
 use tracing::warn;
 
 use crate::error::{Context, Result};
@@ -57,6 +57,15 @@ fn is_in(env: &SubnetEnv, path: &Path) -> bool {
 
 /// The subnet that a file names; nothing if there is no file, or none or several in it.
 pub(super) fn previous_subnet(path: &Path) -> Option<Ipv4Net> {
+    subnet_of(&read(path)?)
+}
+
+/// The same of IPv6.
+pub(super) fn previous_ipv6_subnet(path: &Path) -> Option<Ipv6Net> {
+    ipv6_subnet_of(&read(path)?)
+}
+
+fn read(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).and_then(|file| file.take(MAX_LENGTH).read_to_end(&mut bytes));
     if let Err(error) = file {
@@ -68,7 +77,7 @@ pub(super) fn previous_subnet(path: &Path) -> Option<Ipv4Net> {
         }
         return None;
     }
-    subnet_of(&bytes)
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -84,6 +93,7 @@ mod tests {
         SubnetEnv {
             network: "10.5.0.0/16".parse().unwrap(),
             subnet: "10.5.72.0/24".parse().unwrap(),
+            ipv6: None,
             mtu: 1450,
             ip_masq: true,
         }
@@ -100,6 +110,23 @@ mod tests {
             "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1450\n\
              FLANNEL_IPMASQ=true\n"
         );
+    }
+
+    #[test]
+    fn lines_of_ipv6_are_where_flannel_has_them() {
+        let mut env = sample();
+        let (network, subnet) = ("fd00:5::/48", "fd00:5:0:72::/64");
+        env.ipv6 = Some((network.parse().unwrap(), subnet.parse().unwrap()));
+        let text = env.to_string();
+        assert_eq!(
+            text,
+            "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\n\
+             FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:72::1/64\n\
+             FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        );
+        assert_eq!(ipv6_subnet_of(text.as_bytes()), subnet.parse().ok());
+        assert_eq!(ipv6_subnet_of(sample().to_string().as_bytes()), None);
+        assert_eq!(subnet_of(text.as_bytes()), Some(sample().subnet));
     }
 
     #[test]
@@ -242,7 +269,7 @@ mod tests {
         #[test]
         fn what_is_written_is_always_read(base: u32, len in 2u8..=30, mtu: u16, ip_masq: bool) {
             let subnet = Ipv4Net::new(base.into(), len).unwrap().trunc();
-            let env = SubnetEnv { network: subnet, subnet, mtu, ip_masq };
+            let env = SubnetEnv { network: subnet, subnet, ipv6: None, mtu, ip_masq };
             prop_assert_eq!(subnet_of(env.to_string().as_bytes()), Some(subnet));
         }
     }

@@ -57,13 +57,13 @@ pub async fn release(
 /// The lease that a subnet, a key or a node's name stands for.
 fn find(entries: &[Entry], viewer: Viewer<'_>, wanted: &str) -> Result<(Entry, Lease)> {
     let subnet = wanted.parse::<Ipv4Net>().ok().map(|subnet| subnet.trunc());
-    let subnet = subnet.or_else(|| Some(wanted.parse::<SubnetKey>().ok()?.ipv4));
+    let subnet = subnet.or_else(|| wanted.parse::<SubnetKey>().ok()?.ipv4());
     let all = entries
         .iter()
         .map(|entry| (entry, row(entry, read_entry(viewer.prefix, entry), viewer)));
     let mut found: Vec<_> = all
         .filter(|(_, lease)| match subnet {
-            Some(subnet) => lease.subnet == Some(subnet.into()),
+            Some(subnet) => lease.subnet.and_then(|it| it.ipv4()) == Some(subnet),
             None => lease.node.as_deref() == Some(wanted),
         })
         .collect();
@@ -117,7 +117,7 @@ fn objection(entry: &Entry, lease: &Lease, viewer: Viewer<'_>) -> Option<String>
              nevertheless"
         ));
     }
-    let Some(signs) = (viewer.known)(key.ipv4).signs else {
+    let Some(signs) = key.ipv4().and_then(|it| (viewer.known)(it).signs) else {
         return Some(
             "this node does not know it as a peer, and cannot probe it; --force \
              gives it back nevertheless"

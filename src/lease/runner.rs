@@ -1,7 +1,7 @@
 //! The task that keeps this node's lease: it executes the lease rules' operations.
 
 use std::future::pending;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub struct Controls {
     pub leave: watch::Receiver<bool>,
     /// Where the node's tunnel ends: the lease follows it, with the same subnet.
     pub public_ip: watch::Receiver<Ipv4Addr>,
+    /// The same for IPv6, if there is one.
+    pub public_ipv6: watch::Receiver<Option<Ipv6Addr>>,
     /// The right to write to the store.
     pub turn: Turn,
     /// Takes when the lease ends ([`Manager::ends`]).
@@ -217,7 +219,13 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Rules for Runner<C, A>
                 self.manager.leave();
                 ControlFlow::Break(())
             }
-            public_ip = next_public_ip(&mut self.controls.public_ip) => {
+            public_ipv6 = next(&mut self.controls.public_ipv6) => {
+                if let Some(public_ipv6) = public_ipv6 {
+                    self.manager.set_public_ipv6(public_ipv6);
+                }
+                ControlFlow::Continue(())
+            }
+            public_ip = next(&mut self.controls.public_ip) => {
                 self.manager.set_public_ip(public_ip);
                 ControlFlow::Continue(())
             }
@@ -233,11 +241,11 @@ async fn leave_requested(leave: &mut watch::Receiver<bool>) {
 }
 
 /// Waits for the next public address; for ever if the sender is gone.
-async fn next_public_ip(public_ip: &mut watch::Receiver<Ipv4Addr>) -> Ipv4Addr {
-    if public_ip.changed().await.is_err() {
+async fn next<T: Copy>(address: &mut watch::Receiver<T>) -> T {
+    if address.changed().await.is_err() {
         pending().await
     }
-    *public_ip.borrow_and_update()
+    *address.borrow_and_update()
 }
 
 /// What does not work, and what therefore must work again before an outage is over.

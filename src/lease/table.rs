@@ -1,10 +1,11 @@
 //! What a store has, as rows for people.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::Lease;
 use muslin_stack::control::lease::{
     Entry, LeaseRecord, NetworkConfig, NoLease, Shares, Signs, Standing, SubnetKey, check_peer,
@@ -73,7 +74,8 @@ pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
     let peers = read.iter().filter_map(|(_, read)| {
         let (key, record) = read.as_ref().ok()?;
         check_peer(*key, record, Some(viewer.config)).ok()?;
-        (record.public_ip != viewer.public_ip).then_some((record.public_ip, *key))
+        let address = record.node_address();
+        (address != viewer.public_ip).then_some((address, *key))
     });
     let peers: Vec<_> = peers.collect();
     for (address, key) in &peers {
@@ -82,15 +84,19 @@ pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
     let excess = peers
         .iter()
         .filter(|(address, key)| !shares.counts(*address, *key));
-    let excess: BTreeMap<_, _> = excess.map(|(address, key)| (key.ipv4, *address)).collect();
+    let excess: HashMap<_, _> = excess
+        .map(|(address, key)| (key.nets(), *address))
+        .collect();
     let rows = read
         .into_iter()
         .map(|(entry, read)| row(entry, read, viewer));
     let mut rows: Vec<_> = rows.collect();
     for row in &mut rows {
-        let subnet = row.subnet.and_then(|subnet| subnet.ipv4());
-        let address = subnet.and_then(|subnet| excess.get(&subnet));
-        let is_its = |address: &Ipv4Addr| row.public_ip == Some((*address).into());
+        let address = row.subnet.and_then(|subnet| excess.get(&subnet));
+        let is_its = |address: &IpAddr| {
+            let mut all = row.public_ip.iter().flat_map(Addresses::iter::<IpAddr>);
+            all.any(|it| it == *address)
+        };
         if let Some(address) = address.filter(|address| is_its(address)) {
             row.state = Shares::excess(*address);
         }
@@ -117,20 +123,20 @@ pub(super) fn row(
     };
     match read {
         Err(reason) => {
-            row.subnet = reason.subnet.map(|key| key.ipv4.into());
+            row.subnet = reason.subnet.map(|key| key.nets());
             row.state = reason.reason;
         }
         Ok((key, record)) => {
-            row.subnet = Some(key.ipv4.into());
+            row.subnet = Some(key.nets());
             row.owner = owner(key, &record, entry.ttl.is_none(), viewer).to_owned();
-            row.public_ip = Some(record.public_ip.into());
+            row.public_ip = Some(record.addresses());
             row.backend = Some(record.backend().to_owned());
             row.vtep_mac = record.vtep_mac().map(|mac| mac.to_string());
-            if key.ipv4 == viewer.subnet && record.public_ip == viewer.public_ip {
+            if key.ipv4() == Some(viewer.subnet) && record.public_ip == viewer.public_ip {
                 row.node = Some(viewer.node.to_owned());
                 row.state = Standing::Alive.to_string();
             } else {
-                let known = (viewer.known)(key.ipv4);
+                let known = key.ipv4().map(viewer.known).unwrap_or_default();
                 let signs = known.signs.unwrap_or_default();
                 row.node = known.node;
                 row.heard_seconds = signs.heard.map(|age| age.as_secs());
@@ -159,7 +165,7 @@ fn owner(
     viewer: Viewer<'_>,
 ) -> &'static str {
     let is_here = record.public_ip == viewer.public_ip;
-    match (key.ipv4 == viewer.subnet && is_here, is_reservation) {
+    match (key.ipv4() == Some(viewer.subnet) && is_here, is_reservation) {
         (true, false) => "this node",
         (true, true) => "this node, reservation",
         (false, true) => "reservation",
@@ -199,6 +205,7 @@ mod tests {
             key: format!("/n/subnets{key}"),
             value: value.to_owned(),
             revision: 1,
+            created: 0,
             ttl: ttl.map(Duration::from_secs),
         }
     }

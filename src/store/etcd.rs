@@ -278,6 +278,7 @@ impl EtcdStore {
         key: String,
         value: String,
         ttl: Option<Duration>,
+        replaced: Option<String>,
     ) -> StoreResult<Answer> {
         let connection = self.connection().await?;
         let mut client = connection.client.clone();
@@ -291,9 +292,12 @@ impl EtcdStore {
             }
         };
         let options = PutOptions::new().with_lease(lease);
-        let former = TxnOp::get(key.as_str(), None);
+        let former = TxnOp::get(replaced.as_ref().unwrap_or(&key).as_str(), None);
+        // Watchers take changes in this order: a deletion behind would end what was written.
+        let delete = replaced.map(|key| TxnOp::delete(key, None));
         let put = TxnOp::put(key, value, Some(options));
-        let written = self.write(&connection, conditions, [former, put]).await;
+        let ops: Vec<_> = [former].into_iter().chain(delete).chain([put]).collect();
+        let written = self.write(&connection, conditions, ops).await;
         if let Some(former) = written.as_ref().ok().and_then(former_lease) {
             end_unused(&connection, former);
         }
@@ -377,6 +381,10 @@ impl EtcdStore {
     }
 }
 
+fn is_missing(key: &str) -> Compare {
+    Compare::version(key, CompareOp::Equal, 0)
+}
+
 fn answer(written: &TxnResponse) -> Answer {
     if written.succeeded() {
         Answer::Done(written.header().map_or(0, |header| header.revision()))
@@ -423,6 +431,7 @@ impl Store for EtcdStore {
         let (Op::Get(key)
         | Op::List(key)
         | Op::Create { key, .. }
+        | Op::Claim { key, .. }
         | Op::CompareAndPut { key, .. }
         | Op::CompareAndDelete { key, .. }) = &op;
         let key = key.clone();
@@ -433,15 +442,36 @@ impl Store for EtcdStore {
                 self.read(prefix, Some(options)).await
             }
             Op::Create { key, value, ttl } => {
-                let is_missing = Compare::version(key.as_str(), CompareOp::Equal, 0);
-                self.put(vec![is_missing], key, value, ttl).await
+                self.put(vec![is_missing(&key)], key, value, ttl, None)
+                    .await
+            }
+            Op::Claim {
+                key,
+                value,
+                ttl,
+                prefix,
+                seen,
+                replaces,
+            } => {
+                // Of a range each key must be so; one without keys is.
+                let behind = seen.saturating_add(1);
+                let is_known = Compare::mod_revision(prefix, CompareOp::Less, behind).with_prefix();
+                let mut conditions = vec![is_missing(&key), is_known];
+                if let Some((old, expected)) = &replaces {
+                    conditions.extend(is_at(old, *expected));
+                }
+                let old = replaces.map(|(old, _)| old);
+                self.put(conditions, key, value, ttl, old).await
             }
             Op::CompareAndPut {
                 key,
                 value,
                 expected,
                 ttl,
-            } => self.put(is_at(&key, expected), key, value, ttl).await,
+            } => {
+                let conditions = is_at(&key, expected);
+                self.put(conditions, key, value, ttl, None).await
+            }
             Op::CompareAndDelete { key, expected } => {
                 let connection = self.connection().await?;
                 let conditions = is_at(&key, expected);
@@ -657,6 +687,7 @@ fn entry(kv: &KeyValue) -> Entry {
         key: text(kv.key()),
         value: text(kv.value()),
         revision: kv.mod_revision(),
+        created: kv.create_revision(),
         // How much is left would be one more request per key; all that counts is whether it ends.
         ttl: (kv.lease() != 0).then_some(LEASE_TTL),
     }

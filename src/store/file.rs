@@ -185,6 +185,7 @@ impl ListFile {
                 key,
                 value: state.list.config.to_json(),
                 revision,
+                created: 0,
                 ttl: None,
             }))),
             Op::Get(key) => Ok(Answer::Value(state.list.entry(
@@ -203,7 +204,7 @@ impl ListFile {
                 })
             }
             Op::Create { key, .. } if key.ends_with("/config") => Ok(Answer::Conflict),
-            Op::Create { key, value, .. } => {
+            Op::Create { key, value, .. } | Op::Claim { key, value, .. } => {
                 match state.list.entry(&subnet(&key), key.clone(), revision) {
                     Some(_) => Ok(Answer::Conflict),
                     None => Err(self.unlisted(&state.list, &subnet(&key), &value)),
@@ -241,7 +242,7 @@ impl ListFile {
             None => self.missing(ip),
             Some(node) if node.key.to_string() != subnet => StoreError::Refused(format!(
                 "{path} has the subnet {} for {ip}, and {subnet} is in use: restart the node",
-                node.key.ipv4
+                node.key.first()
             )),
             Some(node) => {
                 let mac = node.record.vtep_mac().map(|mac| mac.to_string());
@@ -303,6 +304,7 @@ impl Node {
             key,
             value: self.record.to_json(),
             revision,
+            created: 0,
             ttl: None,
         }
     }
@@ -347,7 +349,7 @@ impl List {
         let mut subnets = HashSet::new();
         for table in &document.node {
             let (ip, node) = source.node(&config, table)?;
-            let subnet = node.key.ipv4;
+            let subnet = node.key.first();
             if nodes.insert(ip, node).is_some() {
                 let span = table.public_ip.span();
                 return Err(source.mistake(span, "public-ip", format!("{ip} is listed twice")));

@@ -73,7 +73,7 @@ fn request(op: &Op) -> usize {
     match op {
         Op::Get(_) => 0,
         Op::List(_) => 1,
-        Op::Create { .. } => 2,
+        Op::Create { .. } | Op::Claim { .. } => 2,
         Op::CompareAndPut { .. } => 3,
         Op::CompareAndDelete { .. } => 4,
     }

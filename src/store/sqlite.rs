@@ -383,6 +383,27 @@ impl Database {
                     None => keys.put(&key, &value, ttl).map(Answer::Done),
                     Some(_) => Ok(Answer::Conflict),
                 },
+                Op::Claim {
+                    key,
+                    value,
+                    ttl,
+                    prefix,
+                    seen,
+                    replaces,
+                } => {
+                    let mut is_free = keys.get(&key)?.is_none();
+                    is_free &= keys.list(&prefix)?.iter().all(|it| it.revision <= seen);
+                    if let Some((old, expected)) = &replaces {
+                        is_free &= keys.get(old)?.is_some_and(|it| it.revision == *expected);
+                    }
+                    if !is_free {
+                        return Ok(Answer::Conflict);
+                    }
+                    if let Some((old, _)) = &replaces {
+                        keys.delete(old)?;
+                    }
+                    keys.put(&key, &value, ttl).map(Answer::Done)
+                }
                 Op::CompareAndPut {
                     key,
                     value,
@@ -554,6 +575,7 @@ impl Keys<'_> {
             key: row.get(0)?,
             value: row.get(1)?,
             revision: row.get(2)?,
+            created: 0,
             ttl: row.get::<_, Option<i64>>(3)?.map(left),
         })
     }

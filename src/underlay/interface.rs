@@ -29,7 +29,8 @@ pub struct PublicInterface {
     pub address: Ipv4Addr,
     /// The address that other nodes send to: another one behind NAT.
     pub public_ip: Ipv4Addr,
-    /// The IPv6 address on it that the tunnel is bound to, too, and that other nodes send to.
+    /// The IPv6 address that the tunnel is bound to, too, and that other nodes send to
+    /// ([`super::ipv6::choose`]).
     pub address_v6: Option<Ipv6Addr>,
     /// The interface's MTU in bytes.
     pub mtu: u32,
@@ -68,7 +69,7 @@ pub struct InterfaceChoice {
     pub reach: Option<Ipv4Addr>,
     /// The address that other nodes send to; without one it is that of the interface.
     pub public_ip: Option<Ipv4Addr>,
-    /// The same of IPv6, which must be on the interface.
+    /// The same for IPv6 ([`super::ipv6`]).
     pub public_ipv6: Option<Ipv6Addr>,
 }
 
@@ -190,15 +191,11 @@ fn choose_among(
             "the interface {name} has no MTU"
         )));
     }
-    let address_v6 = match wanted.public_ipv6 {
-        Some(public) => Some(interface.checked_v6(public)?),
-        None => interface.preferred_v6(address.is_loopback()),
-    };
     Ok(PublicInterface {
         name: interface.name.clone(),
         address,
         public_ip: wanted.public_ip.unwrap_or(address),
-        address_v6,
+        address_v6: None,
         mtu: interface.mtu,
         prefix: interface.prefix(address),
         is_up: interface.is_up,
@@ -374,36 +371,6 @@ impl Interface {
         usable.into_iter().map(|address| address.ip).collect()
     }
 
-    /// The IPv6 address that a user has named.
-    fn checked_v6(&self, public: Ipv6Addr) -> Found<Ipv6Addr> {
-        if public.is_unspecified() || public.is_multicast() || public.is_unicast_link_local() {
-            let error = Error::usage(format!("other nodes cannot reach this one at {public}"));
-            return Err(error.into());
-        }
-        match self.addresses_v6.iter().any(|it| it.ip == public) {
-            true => Ok(public),
-            false => Err(NoInterface::NotYet(format!(
-                "the public address {public} is not on the interface {}",
-                self.name
-            ))),
-        }
-    }
-
-    /// Its IPv6 address that lasts longest: one that is configured before one that a router's
-    /// announcement has made, one of the world before a unique local one (RFC 4193). A loopback address
-    /// only if that of IPv4 is one.
-    fn preferred_v6(&self, may_be_loopback: bool) -> Option<Ipv6Addr> {
-        let is_usable = |ip: Ipv6Addr| {
-            (may_be_loopback || !ip.is_loopback())
-                && !ip.is_unicast_link_local()
-                && ip.to_ipv4_mapped().is_none()
-        };
-        let usable = self.addresses_v6.iter();
-        let usable = usable.filter(|it| it.lasts && is_usable(it.ip));
-        let best = usable.min_by_key(|it| (!it.permanent, it.ip.is_unique_local()));
-        best.map(|it| it.ip)
-    }
-
     fn preferred(&self) -> Option<Ipv4Addr> {
         self.by_preference().first().copied()
     }
@@ -469,7 +436,6 @@ async fn route_out(handle: &Handle, destination: Ipv4Addr) -> Option<RouteOut> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::underlay::links::AddressV6;
 
     fn ip(text: &str) -> Ipv4Addr {
         text.parse().unwrap()
@@ -643,50 +609,6 @@ mod tests {
         assert_eq!(chosen(&public("10.0.0.5")), pair("eth1", "10.0.0.5"));
         assert_eq!(chosen(&public("127.0.0.2")), pair("lo", "127.0.0.2"));
         refused(&public("203.0.113.9"), &["10.0.0.5 (eth1)", "--iface"]);
-    }
-
-    #[test]
-    fn the_ipv6_address_that_lasts_longest_is_the_tunnels() {
-        let v6 = |text: &str| text.parse::<Ipv6Addr>().unwrap();
-        let with = |addresses: &[(&str, bool, bool)]| {
-            let mut machine = machine();
-            let all = addresses.iter().map(|(text, lasts, permanent)| AddressV6 {
-                ip: v6(text),
-                lasts: *lasts,
-                permanent: *permanent,
-            });
-            machine.interfaces[1].addresses_v6 = all.collect();
-            machine
-        };
-        let chosen = |machine: &Machine, public: Option<&str>| {
-            let wanted = InterfaceChoice {
-                public_ipv6: public.map(v6),
-                ..InterfaceChoice::default()
-            };
-            let chosen = choose_among(&wanted, Audience::Others, machine);
-            chosen.map(|it| it.address_v6).map_err(|it| it.to_string())
-        };
-        let many = with(&[
-            ("fe80::5", true, true),
-            ("2001:db8::7:7:7:7", false, false),
-            ("2001:db8::a:b:c:d", true, false),
-            ("fd09::5", true, true),
-            ("2001:db8::5", true, true),
-        ]);
-        assert_eq!(chosen(&many, None), Ok(Some(v6("2001:db8::5"))));
-        assert_eq!(chosen(&many, Some("fd09::5")), Ok(Some(v6("fd09::5"))));
-        let announced = with(&[("2001:db8::a:b:c:d", true, false), ("fd09::5", true, true)]);
-        assert_eq!(chosen(&announced, None), Ok(Some(v6("fd09::5"))));
-        let none = with(&[("fe80::5", true, true), ("2001:db8::7", false, false)]);
-        assert_eq!(chosen(&none, None), Ok(None));
-        for (public, words) in [
-            ("2001:db8::9", "is not on the interface eth0"),
-            ("fe80::5", "cannot reach"),
-            ("ff02::1", "cannot reach"),
-        ] {
-            let error = chosen(&many, Some(public)).unwrap_err();
-            assert!(error.contains(words), "{error}");
-        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The kernel's interfaces with their addresses, as rtnetlink reports them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
@@ -26,8 +26,6 @@ pub(super) struct Interface {
     pub(super) vxlan: Option<u16>,
     /// Those of IPv4.
     pub(super) addresses: Vec<Address>,
-    /// Those of IPv6.
-    pub(super) addresses_v6: Vec<AddressV6>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,16 +39,6 @@ pub(super) struct Address {
     pub(super) permanent: bool,
     /// Another address of the same prefix was there first.
     pub(super) secondary: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct AddressV6 {
-    pub(super) ip: Ipv6Addr,
-    /// It can be bound, and will be there for longer: it is not being checked for others that have it, not
-    /// about to go, and none of those that change for privacy (RFC 8981).
-    pub(super) lasts: bool,
-    /// It is configured, not made of what a router announces.
-    pub(super) permanent: bool,
 }
 
 #[cfg(test)]
@@ -85,7 +73,6 @@ pub(super) async fn interfaces(handle: &Handle) -> Result<Vec<Interface>, rtnetl
             continue;
         };
         owner.addresses.extend(address(&message));
-        owner.addresses_v6.extend(address_v6(&message));
     }
     Ok(interfaces)
 }
@@ -156,33 +143,6 @@ fn flags(message: &AddressMessage) -> Option<AddressFlags> {
     message.attributes.iter().find_map(|it| match it {
         AddressAttribute::Flags(flags) => Some(*flags),
         _ => None,
-    })
-}
-
-fn address_v6(message: &AddressMessage) -> Option<AddressV6> {
-    // On a point-to-point link `Address` is the other end.
-    let all = message.attributes.iter();
-    let local = all.clone().find_map(|it| match it {
-        AddressAttribute::Local(IpAddr::V6(ip)) => Some(*ip),
-        _ => None,
-    });
-    let ip = local.or_else(|| {
-        all.clone().find_map(|it| match it {
-            AddressAttribute::Address(IpAddr::V6(ip)) => Some(*ip),
-            _ => None,
-        })
-    })?;
-    // The attribute has all flags of the header, too, since Linux 3.14.
-    let flags = flags(message).unwrap_or(AddressFlags::empty());
-    // Of IPv6, secondary ones are the temporary ones (`IFA_F_TEMPORARY`).
-    let fleeting = AddressFlags::Tentative
-        | AddressFlags::Dadfailed
-        | AddressFlags::Deprecated
-        | AddressFlags::Secondary;
-    Some(AddressV6 {
-        ip,
-        lasts: !flags.intersects(fleeting),
-        permanent: flags.contains(AddressFlags::Permanent),
     })
 }
 

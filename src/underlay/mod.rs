@@ -4,6 +4,7 @@
 mod batch;
 mod bpf;
 mod interface;
+pub mod ipv6;
 mod kernel;
 mod links;
 mod messages;

@@ -255,6 +255,7 @@ fn plain_subnet(text: &str) -> Option<Ipv4Net> {
 
 fn print(subnet: Ipv4Net) -> String {
     SubnetEnv {
+        ipv6: None,
         network: subnet,
         subnet,
         mtu: 1450,

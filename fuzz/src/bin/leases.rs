@@ -191,6 +191,7 @@ fn entry(text: &str) {
         key: key.to_owned(),
         value: value.to_owned(),
         revision: 1,
+        created: 0,
         ttl: None,
     };
     let name = key

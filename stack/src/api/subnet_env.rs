@@ -1,8 +1,10 @@
 //! What `subnet.env` says, as text: written as flannel writes it, read as leniently as shells do.
 
 use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::datapath::gateway;
 
@@ -13,6 +15,8 @@ pub struct SubnetEnv {
     pub network: Ipv4Net,
     /// The node's subnet.
     pub subnet: Ipv4Net,
+    /// The same of IPv6, the network first, if the node has a subnet of it.
+    pub ipv6: Option<(Ipv6Net, Ipv6Net)>,
     /// MTU of pods in bytes.
     pub mtu: u16,
     /// Whether the daemon is to masquerade, so that nobody else must.
@@ -24,12 +28,18 @@ impl fmt::Display for SubnetEnv {
         let Self {
             network,
             subnet,
+            ipv6,
             mtu,
             ip_masq,
         } = self;
         writeln!(f, "FLANNEL_NETWORK={network}")?;
         let first = gateway::address(*subnet);
         writeln!(f, "FLANNEL_SUBNET={first}/{}", subnet.prefix_len())?;
+        if let Some((network, subnet)) = ipv6 {
+            writeln!(f, "FLANNEL_IPV6_NETWORK={network}")?;
+            let first = Ipv6Addr::from_bits(subnet.network().to_bits() | 1);
+            writeln!(f, "FLANNEL_IPV6_SUBNET={first}/{}", subnet.prefix_len())?;
+        }
         writeln!(f, "FLANNEL_MTU={mtu}")?;
         writeln!(f, "FLANNEL_IPMASQ={ip_masq}")
     }
@@ -38,14 +48,25 @@ impl fmt::Display for SubnetEnv {
 /// The subnet that the file's text names; nothing if it names none or several.
 #[must_use]
 pub fn subnet_of(bytes: &[u8]) -> Option<Ipv4Net> {
+    let subnet: Ipv4Net = only(bytes, "FLANNEL_SUBNET")?;
+    Some(subnet.trunc())
+}
+
+/// The IPv6 subnet that the file's text names; nothing if it names none or several.
+#[must_use]
+pub fn ipv6_subnet_of(bytes: &[u8]) -> Option<Ipv6Net> {
+    let subnet: Ipv6Net = only(bytes, "FLANNEL_IPV6_SUBNET")?;
+    Some(subnet.trunc())
+}
+
+/// The only subnet in the last line of a name.
+fn only<T: FromStr>(bytes: &[u8], name: &str) -> Option<T> {
     let text = String::from_utf8_lossy(bytes);
     let lines = dotenvy::from_read_iter(text.as_bytes());
     // A line that is none does not spoil the others.
     let pairs = lines.filter_map(|line| line.ok());
-    let (_, value) = pairs.filter(|(key, _)| key == "FLANNEL_SUBNET").last()?;
-    let mut subnets = value
-        .split(',')
-        .filter_map(|text| text.trim().parse::<Ipv4Net>().ok());
+    let (_, value) = pairs.filter(|(key, _)| key == name).last()?;
+    let mut subnets = value.split(',').filter_map(|text| text.trim().parse().ok());
     let first = subnets.next()?;
-    subnets.next().is_none().then(|| first.trunc())
+    subnets.next().is_none().then_some(first)
 }

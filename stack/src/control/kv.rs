@@ -18,6 +18,8 @@ pub struct Entry {
     pub value: String,
     /// When it was last written.
     pub revision: Revision,
+    /// When it was created; 0 where the store does not know.
+    pub created: Revision,
     /// How long it lives still; `None` if it does not expire.
     pub ttl: Option<Duration>,
 }
@@ -37,6 +39,23 @@ pub enum Op {
         value: String,
         /// How long it lives; `None` for ever.
         ttl: Option<Duration>,
+    },
+    /// Write a key that does not exist, if no key that begins with `prefix` was written behind the
+    /// revision `seen`: what a list of that revision lacks is not there. A key that it replaces is
+    /// deleted in the same step, before it is written. Answered by `Done` or `Conflict`.
+    Claim {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// How long it lives; `None` for ever.
+        ttl: Option<Duration>,
+        /// What must not have changed.
+        prefix: String,
+        /// The last revision that is known of that.
+        seen: Revision,
+        /// A key that it replaces, and the revision that this must have.
+        replaces: Option<(String, Revision)>,
     },
     /// Write a key that was last written at `expected`. Answered by `Done` or `Conflict`.
     CompareAndPut {
@@ -83,6 +102,12 @@ impl fmt::Display for Op {
             Self::Get(key) => write!(f, "get {key}"),
             Self::List(prefix) => write!(f, "list {prefix}"),
             Self::Create { key, .. } => write!(f, "create {key}"),
+            Self::Claim {
+                key,
+                replaces: Some((old, _)),
+                ..
+            } => write!(f, "create {key} in the place of {old}"),
+            Self::Claim { key, seen, .. } => write!(f, "create {key} after revision {seen}"),
             Self::CompareAndPut { key, expected, .. } => {
                 write!(f, "put {key} over revision {expected}")
             }

@@ -351,6 +351,7 @@ mod tests {
                 key: key.to_owned(),
                 value: value.to_owned(),
                 revision: 1,
+                created: 0,
                 ttl: None,
             };
             NodeRecord::read("/p", &entry)
@@ -406,6 +407,7 @@ mod tests {
                 key: "/p/muslin/pods/10.1.1.0-24&fd00:1::-64".to_owned(),
                 value: json.to_owned(),
                 revision: 1,
+                created: 0,
                 ttl: None,
             };
             NodeRecord::read("/p", &entry)

@@ -2,11 +2,14 @@
 
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::iter;
+use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
-use crate::control::lease::{Backend, LeaseRecord, SubnetKey};
+use crate::control::lease::{
+    Backend, Contested, LeaseRecord, NetworkConfig, SubnetKey, ipv6_fault,
+};
 use crate::datapath::peer::{Peer, PeerId};
 
 /// The leases of other nodes by their keys, each with a number that is stable while it lasts and
@@ -14,8 +17,12 @@ use crate::datapath::peer::{Peer, PeerId};
 #[derive(Debug, Default)]
 pub struct Peers {
     known: BTreeMap<SubnetKey, Known>,
-    /// Numbers that are free again. If there are none, all below the number of leases are taken.
+    /// Numbers that are free again.
     free: BTreeSet<u32>,
+    /// The first number that was never used.
+    unused: u32,
+    /// Leases whose subnets others have, too.
+    contested: BTreeMap<SubnetKey, Contested>,
 }
 
 /// Another node's lease.
@@ -23,8 +30,12 @@ pub struct Peers {
 pub struct Known {
     /// Its identity.
     pub id: PeerId,
+    /// That of its IPv6 half, if it has one: the data path has a peer for each IP version.
+    pub id_v6: Option<PeerId>,
     /// What its lease says.
     pub record: LeaseRecord,
+    /// Its subnets that belong to other nodes.
+    pub contested: Contested,
 }
 
 impl Known {
@@ -33,14 +44,39 @@ impl Known {
     /// # Errors
     /// `Unusable` if nothing can be sent to it: the data path must not have it then.
     pub fn peer(&self, key: SubnetKey, backend: &Backend) -> Result<Peer, Unusable> {
+        if let Some(holder) = self.contested.ipv4 {
+            return Err(Unusable::Overlap(holder));
+        }
         peer_of_lease(self.id, key, &self.record, backend)
+    }
+
+    /// The peer of its IPv6 half, in a network of this configuration; `None` if it has no such half.
+    ///
+    /// # Errors
+    /// `Unusable` as of [`Self::peer`].
+    pub fn peer_v6(
+        &self,
+        key: SubnetKey,
+        config: &NetworkConfig,
+    ) -> Option<Result<Peer, Unusable>> {
+        let id = self.id_v6?;
+        Some(match self.contested.ipv6 {
+            Some(holder) => Err(Unusable::Overlap(holder)),
+            None => peer_of_ipv6(id, key, &self.record, config),
+        })
     }
 }
 
 impl Peers {
     /// Takes a lease that is new or has changed.
     pub fn remember(&mut self, key: SubnetKey, record: LeaseRecord) -> &Known {
-        let unused = self.known.len() as u32;
+        let (free, unused) = (&mut self.free, &mut self.unused);
+        let mut next = || {
+            PeerId(free.pop_first().unwrap_or_else(|| {
+                *unused += 1;
+                *unused - 1
+            }))
+        };
         match self.known.entry(key) {
             Slot::Occupied(slot) => {
                 let known = slot.into_mut();
@@ -48,16 +84,36 @@ impl Peers {
                 known
             }
             Slot::Vacant(slot) => {
-                let id = PeerId(self.free.pop_first().unwrap_or(unused));
-                slot.insert(Known { id, record })
+                let contested = self.contested.get(&key).copied().unwrap_or_default();
+                slot.insert(Known {
+                    id: next(),
+                    id_v6: key.ipv6().map(|_| next()),
+                    record,
+                    contested,
+                })
             }
         }
     }
 
+    /// Notes whose the subnets of a lease are, which may be known only later; the lease, if it is
+    /// known.
+    pub fn contest(&mut self, key: SubnetKey, contested: Contested) -> Option<&Known> {
+        if contested.is_empty() {
+            self.contested.remove(&key);
+        } else {
+            self.contested.insert(key, contested);
+        }
+        let known = self.known.get_mut(&key)?;
+        known.contested = contested;
+        Some(known)
+    }
+
     /// Forgets a lease that has ended, and says which one it was.
     pub fn forget(&mut self, key: SubnetKey) -> Option<Known> {
+        self.contested.remove(&key);
         let known = self.known.remove(&key)?;
-        self.free.insert(known.id.0);
+        let ids = iter::once(known.id).chain(known.id_v6);
+        self.free.extend(ids.map(|id| id.0));
         Some(known)
     }
 
@@ -80,6 +136,47 @@ pub enum Unusable {
     /// Its lease has no public address that packets could be sent to.
     #[error("its lease has no usable public address")]
     NoAddress,
+    /// It has no IPv4 subnet.
+    #[error("it has IPv6 alone")]
+    Ipv6Only,
+    /// The IPv6 half of its lease does not count.
+    #[error("{0}")]
+    Ipv6(String),
+    /// Its subnet belongs to the node with this address.
+    #[error("its subnet overlaps with {0}")]
+    Overlap(IpAddr),
+}
+
+/// The peer that the IPv6 half of a lease describes, in a network of this configuration.
+///
+/// # Errors
+/// `Unusable` if nothing can be sent to it.
+fn peer_of_ipv6(
+    id: PeerId,
+    key: SubnetKey,
+    record: &LeaseRecord,
+    config: &NetworkConfig,
+) -> Result<Peer, Unusable> {
+    if let Some(fault) = ipv6_fault(key, record, Some(config)) {
+        return Err(Unusable::Ipv6(fault));
+    }
+    let backend = &config.backend;
+    if record.backend() != backend.name() {
+        return Err(Unusable::OtherBackend(record.backend().to_owned()));
+    }
+    let vtep_mac = match backend {
+        Backend::Vxlan(_) => Some(record.vtep_mac_v6().ok_or(Unusable::NoVtepMac)?),
+        _ => None,
+    };
+    let subnet = key.ipv6().ok_or(Unusable::NoAddress)?;
+    let address = record.public_ipv6.ok_or(Unusable::NoAddress)?;
+    Ok(Peer {
+        id,
+        subnet: subnet.into(),
+        address: SocketAddr::new(address.into(), backend.port()),
+        vtep_mac,
+        checksums: record.checksums(),
+    })
 }
 
 /// The peer that a lease describes, in a network of this backend.
@@ -95,6 +192,7 @@ pub fn peer_of_lease(
     if record.backend() != backend.name() {
         return Err(Unusable::OtherBackend(record.backend().to_owned()));
     }
+    let subnet = key.ipv4().ok_or(Unusable::Ipv6Only)?;
     let ip = record.public_ip;
     if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
         return Err(Unusable::NoAddress);
@@ -106,7 +204,7 @@ pub fn peer_of_lease(
     };
     Ok(Peer {
         id,
-        subnet: key.ipv4.into(),
+        subnet: subnet.into(),
         address: SocketAddr::new(ip.into(), backend.port()),
         vtep_mac,
         checksums: record.checksums(),

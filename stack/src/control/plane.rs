@@ -14,7 +14,7 @@ use smoltcp::time::Instant;
 
 use super::peers::{Known, Peers, Unusable};
 use super::tunnel::TunnelPlan;
-use crate::control::lease::{Backend, Change, OwnChange, SubnetKey};
+use crate::control::lease::{Change, NetworkConfig, OwnChange, SubnetKey};
 use crate::control::names::Names;
 use crate::datapath::Datapath;
 use crate::datapath::filter::Filter;
@@ -86,10 +86,56 @@ impl Operation {
 /// What a node knows of the leases of others, and what its tables do not have of that yet.
 #[derive(Debug, Default)]
 pub struct ControlPlane {
-    /// The network's backend, and what it means for this node, once it has its lease.
-    network: Option<(Backend, TunnelPlan)>,
+    /// The network's configuration, and what it means for this node, once it has its lease.
+    network: Option<Network>,
     peers: Peers,
     operations: VecDeque<Operation>,
+}
+
+#[derive(Debug)]
+struct Network {
+    config: NetworkConfig,
+    plan: TunnelPlan,
+    /// Whether the node has an IPv6 subnet.
+    has_ipv6: bool,
+}
+
+impl Network {
+    /// What the tables need of a lease: a peer for each IP version that both nodes have.
+    fn set_peers(&self, key: SubnetKey, known: &Known) -> impl Iterator<Item = Operation> {
+        let has_ipv4 = key.ipv4().is_some();
+        let ipv4 = has_ipv4.then(|| {
+            set_peer(
+                known.id,
+                key.first(),
+                known,
+                known.peer(key, &self.config.backend),
+            )
+        });
+        let ipv6 = known.id_v6.zip(key.ipv6()).filter(|_| self.has_ipv6);
+        let ipv6 = ipv6.and_then(|(id, subnet)| {
+            Some(set_peer(
+                id,
+                subnet.into(),
+                known,
+                known.peer_v6(key, &self.config)?,
+            ))
+        });
+        ipv4.into_iter().chain(ipv6)
+    }
+
+    /// The same of one that has ended.
+    fn remove_peers(&self, key: SubnetKey, known: &Known) -> impl Iterator<Item = Operation> {
+        let public_ip = known.record.node_address();
+        let ipv4 = key.ipv4().map(|subnet| (known.id, IpNet::V4(subnet)));
+        let ipv6 = known.id_v6.zip(key.ipv6().map(IpNet::V6));
+        let ended = ipv4.into_iter().chain(ipv6.filter(|_| self.has_ipv6));
+        ended.map(move |(id, subnet)| Operation::RemovePeer {
+            id,
+            subnet,
+            public_ip,
+        })
+    }
 }
 
 impl ControlPlane {
@@ -99,45 +145,55 @@ impl ControlPlane {
         match change {
             Change::Peer(key, record) => {
                 let known = self.peers.remember(key, record);
-                if let Some((backend, _)) = &self.network {
-                    self.operations.push_back(set_peer(key, known, backend));
+                if let Some(network) = &self.network {
+                    self.operations.extend(network.set_peers(key, known));
+                }
+                None
+            }
+            Change::Contested(key, contested) => {
+                let known = self.peers.contest(key, contested);
+                if let (Some(known), Some(network)) = (known, &self.network) {
+                    self.operations.extend(network.set_peers(key, known));
                 }
                 None
             }
             Change::PeerGone(key) => {
-                let gone = self.peers.forget(key).filter(|_| self.network.is_some());
-                self.operations
-                    .extend(gone.map(|known| Operation::RemovePeer {
-                        id: known.id,
-                        subnet: key.ipv4.into(),
-                        public_ip: known.record.public_ip.into(),
-                    }));
+                let gone = self.peers.forget(key);
+                if let (Some(known), Some(network)) = (gone, &self.network) {
+                    self.operations.extend(network.remove_peers(key, &known));
+                }
                 None
             }
             Change::Own(change) => Some(change),
         }
     }
 
-    /// The node has its lease and a data path, whose tables are empty, in a network of this backend.
-    pub fn start(&mut self, backend: Backend, plan: TunnelPlan) {
+    /// The node has this lease and a data path, whose tables are empty, in a network of this
+    /// configuration.
+    pub fn start(&mut self, config: NetworkConfig, plan: TunnelPlan, own: SubnetKey) {
+        let network = Network {
+            config,
+            plan,
+            has_ipv6: own.ipv6().is_some(),
+        };
         let known = self.peers.iter();
-        let operations = known.map(|(key, known)| set_peer(*key, known, &backend));
+        let operations = known.flat_map(|(key, known)| network.set_peers(*key, known));
         self.operations = operations.collect();
-        self.network = Some((backend, plan));
+        self.network = Some(network);
     }
 
     /// How packets travel as things are now; `None` before the node has its lease.
     #[must_use]
     pub fn plan(&self) -> Option<TunnelPlan> {
-        self.network.as_ref().map(|(_, plan)| *plan)
+        self.network.as_ref().map(|network| network.plan)
     }
 
     /// The underlay is another one, or has another MTU ([`TunnelPlan::on`]).
     pub fn set_plan(&mut self, plan: TunnelPlan) {
-        let Some((_, before)) = &mut self.network else {
+        let Some(network) = &mut self.network else {
             return;
         };
-        if std::mem::replace(before, plan).mtu != plan.mtu {
+        if std::mem::replace(&mut network.plan, plan).mtu != plan.mtu {
             self.operations.push_back(Operation::SetMtu(plan.mtu));
         }
     }
@@ -154,13 +210,13 @@ impl ControlPlane {
     }
 }
 
-fn set_peer(key: SubnetKey, known: &Known, backend: &Backend) -> Operation {
-    match known.peer(key, backend) {
+fn set_peer(id: PeerId, subnet: IpNet, known: &Known, peer: Result<Peer, Unusable>) -> Operation {
+    match peer {
         Ok(peer) => Operation::SetPeer(peer),
         Err(unusable) => Operation::RefusePeer {
-            id: known.id,
-            subnet: key.ipv4.into(),
-            public_ip: known.record.public_ip.into(),
+            id,
+            subnet,
+            public_ip: known.record.node_address(),
             unusable,
         },
     }
@@ -173,10 +229,14 @@ mod tests {
     use muslin_encap::tunnel::vxlan::VtepMac;
 
     use super::*;
-    use crate::control::lease::LeaseRecord;
+    use crate::control::lease::{Backend, LeaseRecord};
     use crate::control::names::{Found, NodeRecord, PodRecord};
 
     const UDP: Backend = Backend::Udp { port: 8285 };
+
+    fn config() -> NetworkConfig {
+        NetworkConfig::parse(r#"{"Network": "10.1.0.0/16"}"#).unwrap()
+    }
 
     fn key(third: u8) -> SubnetKey {
         format!("10.1.{third}.0-24").parse().unwrap()
@@ -205,7 +265,7 @@ mod tests {
 
     fn is_set(operation: &Operation, third: u8, last: u8) -> bool {
         matches!(operation, Operation::SetPeer(peer)
-            if peer.subnet == key(third).ipv4.into() && peer.address.ip() == record(last).public_ip)
+            if peer.subnet == key(third).first() && peer.address.ip() == record(last).public_ip)
     }
 
     #[test]
@@ -218,7 +278,7 @@ mod tests {
             Change::PeerGone(key(2)),
         ];
         assert_eq!(take(&mut plane, before), []);
-        plane.start(UDP, plan());
+        plane.start(config(), plan(), key(9));
         let operations = polled(&mut plane);
         assert!(is_set(&operations[0], 1, 7), "{operations:?}");
         assert_eq!(operations.len(), 1);
@@ -227,12 +287,12 @@ mod tests {
     #[test]
     fn each_change_behind_the_start_is_an_operation() {
         let mut plane = ControlPlane::default();
-        plane.start(UDP, plan());
+        plane.start(config(), plan(), key(9));
         let operations = take(&mut plane, [Change::Peer(key(1), record(1))]);
         assert!(is_set(&operations[0], 1, 1), "{operations:?}");
         let gone = Operation::RemovePeer {
             id: PeerId(0),
-            subnet: key(1).ipv4.into(),
+            subnet: key(1).first(),
             public_ip: [192, 168, 0, 1].into(),
         };
         assert_eq!(take(&mut plane, [Change::PeerGone(key(1))]), [gone]);
@@ -242,12 +302,12 @@ mod tests {
     #[test]
     fn a_node_that_becomes_unusable_is_no_peer_and_keeps_its_identity() {
         let mut plane = ControlPlane::default();
-        plane.start(UDP, plan());
+        plane.start(config(), plan(), key(9));
         take(&mut plane, [Change::Peer(key(1), record(1))]);
         let nowhere = LeaseRecord::udp(Ipv4Addr::UNSPECIFIED);
         let refused = Operation::RefusePeer {
             id: PeerId(0),
-            subnet: key(1).ipv4.into(),
+            subnet: key(1).first(),
             public_ip: Ipv4Addr::UNSPECIFIED.into(),
             unusable: Unusable::NoAddress,
         };
@@ -274,7 +334,7 @@ mod tests {
         let mut names = Names::default();
         names.set(NodeRecord {
             node: "b".parse().unwrap(),
-            subnet: key(1).ipv4.into(),
+            subnet: key(1).first().into(),
             pods: vec![PodRecord {
                 name: "web".parse().unwrap(),
                 address: Ipv4Addr::new(10, 1, 1, 2).into(),
@@ -282,7 +342,7 @@ mod tests {
             stopped: false,
         });
         let mut plane = ControlPlane::default();
-        plane.start(UDP, plan());
+        plane.start(config(), plan(), key(9));
         let is_found = |names: &Names| matches!(names.find("web"), Found::Addresses(_));
         for (change, expected) in [
             (Change::Peer(key(1), record(1)), true),
@@ -301,7 +361,7 @@ mod tests {
         let mut plane = ControlPlane::default();
         plane.set_plan(plan());
         assert_eq!(polled(&mut plane), [], "there is no data path yet");
-        plane.start(UDP, plan());
+        plane.start(config(), plan(), key(9));
         plane.set_plan(plan());
         assert_eq!(polled(&mut plane), []);
         let jumbo = plan().on(9000).unwrap();

@@ -7,7 +7,7 @@ use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
-use crate::control::lease::{Backend, ConfigFault};
+use crate::control::lease::{Backend, ConfigFault, vtep_mac_v6};
 use crate::datapath::tunnel::Tunnel;
 
 /// How a network's packets travel to and from a node.
@@ -81,6 +81,15 @@ impl TunnelPlan {
             outer,
             named,
         })
+    }
+
+    /// The same for a node that carries IPv6, too: with VXLAN it has another VTEP for that.
+    #[must_use]
+    pub fn with_ipv6(mut self) -> Self {
+        if let Tunnel::Vxlan { mac, mac_v6, .. } = &mut self.tunnel {
+            *mac_v6 = Some(vtep_mac_v6(*mac));
+        }
+        self
     }
 
     /// The same on an interface with this MTU.

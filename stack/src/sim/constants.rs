@@ -1,6 +1,6 @@
 //! Addresses, keys and times that all of a simulated cluster knows.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use smoltcp::time::Duration;
 
@@ -27,4 +27,10 @@ pub(super) const TUNNEL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 16,
 pub(super) fn address(machine: usize, changes: usize) -> Ipv4Addr {
     const FIRST: u32 = Ipv4Addr::new(172, 16, 0, 1).to_bits();
     Ipv4Addr::from_bits(FIRST + (changes as u32 % 200) * 4096 + machine as u32 % 4096)
+}
+
+/// A machine's public IPv6 address where the network has IPv6; the last of three has none.
+pub(super) fn public_ipv6(is_dual: bool, machine: usize) -> Option<Ipv6Addr> {
+    let number = machine as u16 + 1;
+    (is_dual && machine % 3 != 2).then(|| [0xfd01, 0, 0, 0, 0, 0, 0, number].into())
 }

@@ -1,7 +1,7 @@
 //! A machine: its address, what it keeps on disk, and the node's process while that runs.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
@@ -24,6 +24,8 @@ use crate::datapath::port::PortId;
 /// A machine.
 pub(super) struct Machine {
     pub(super) public_ip: Ipv4Addr,
+    /// Its public IPv6 address, if it has one.
+    pub(super) public_ipv6: Option<Ipv6Addr>,
     /// MTU of its interface.
     pub(super) mtu: Mtu,
     pub(super) disk: Option<Disk>,
@@ -49,7 +51,7 @@ pub(super) struct Machine {
 pub(super) struct Disk {
     pub(super) vtep_mac: VtepMac,
     pub(super) gateway_mac: VtepMac,
-    pub(super) subnet: Option<Ipv4Net>,
+    pub(super) lease: Option<SubnetKey>,
     pub(super) addresses: Option<Memory>,
 }
 
@@ -122,6 +124,11 @@ impl Machine {
 }
 
 impl LeasedNode {
+    /// Its IPv4 subnet, which all nodes with a data path have.
+    pub(super) fn ipv4(&self) -> Ipv4Net {
+        self.key.ipv4().unwrap_or_default()
+    }
+
     /// The node, as the first worker has it: what the control plane says all of them have.
     pub(super) fn node(&self) -> &Node {
         self.workers[0].path.node()

@@ -1,10 +1,10 @@
 //! Plans: what a seed lets happen to which cluster.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::VtepMac;
 
@@ -14,12 +14,15 @@ use super::outside::Server;
 use super::random::{Random, Stream};
 use super::rogue::Rogue;
 use crate::control::lease::{
-    Backend, LeaseRecord, NetworkConfig, RENEW_MARGIN, VxlanOptions, WantedConfig,
+    Backend, Ipv6Range, LeaseRecord, NetworkConfig, RENEW_MARGIN, VxlanOptions, WantedConfig,
 };
 use crate::datapath::egress::Protocol;
 
 /// All pods of the cluster.
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
+/// The same of IPv6, where the network has it.
+const IPV6_NETWORK: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 0), 60);
 const HOUR: u64 = 3_600_000;
 
 /// A cluster and what happens to it. The same seed makes the same plan.
@@ -251,8 +254,16 @@ fn setup(seed: u64, random: &mut Random) -> Setup {
             direct_routing: random.chance(400),
         },
     };
+    // A stream of its own, so that plans stay what they were.
+    let carries_ipv6 = matches!(backend, Backend::Vxlan(_) | Backend::HostGw);
+    let is_dual = carries_ipv6 && Random::new(seed, Stream::Families).chance(400);
     let len = random.pick(&[24, 24, 26, 29]);
     let config = NetworkConfig::new(NETWORK, Some(len), backend);
+    let config = config.and_then(|config| match is_dual {
+        // Few subnets, so that nodes often draw the same one.
+        true => config.with_ipv6(Ipv6Range::new(IPV6_NETWORK, Some(64))?),
+        false => Ok(config),
+    });
     let mtus = (0..machines).map(|_| some_mtu(random));
     Setup {
         mtus: mtus.collect(),

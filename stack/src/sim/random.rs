@@ -15,6 +15,7 @@ pub(super) enum Stream {
     Outside,
     Workers,
     Names,
+    Families,
 }
 
 /// One stream of a seed.

@@ -21,6 +21,7 @@ pub(super) type Writer = Option<usize>;
 struct Stored {
     value: String,
     revision: Revision,
+    created: Revision,
     expires: Option<Instant>,
     writer: Writer,
     /// Nobody has put something else in the place of what a machine wrote.
@@ -109,6 +110,29 @@ impl Store {
             }
             Op::Create { key, .. } if self.entries.contains_key(&key) => Answer::Conflict,
             Op::Create { key, value, ttl } => Answer::Done(self.put(now, writer, key, value, ttl)),
+            Op::Claim {
+                key,
+                value,
+                ttl,
+                prefix,
+                seen,
+                replaces,
+            } => {
+                let is_new = |key: &str| self.revision_of(key).is_some_and(|at| at > seen);
+                let is_gone =
+                    |(old, expected): &(String, _)| self.revision_of(old) != Some(*expected);
+                if self.entries.contains_key(&key)
+                    || self.keys(&prefix).any(is_new)
+                    || replaces.as_ref().is_some_and(is_gone)
+                {
+                    return Answer::Conflict;
+                }
+                if let Some((old, _)) = replaces {
+                    // One transaction of etcd is one revision.
+                    self.remove_at(writer, &old, self.revision + 1);
+                }
+                Answer::Done(self.put(now, writer, key, value, ttl))
+            }
             Op::CompareAndPut { key, expected, .. } | Op::CompareAndDelete { key, expected }
                 if self.revision_of(&key) != Some(expected) =>
             {
@@ -141,6 +165,7 @@ impl Store {
             is_machines: writer.is_some() || is_same,
             value,
             revision: self.revision,
+            created: old.map_or(self.revision, |old| old.created),
             expires: ttl.map(|ttl| now + Duration::from_micros(ttl.as_micros() as u64)),
             writer,
         };
@@ -280,14 +305,19 @@ impl Store {
             key: key.to_owned(),
             value: stored.value.clone(),
             revision: stored.revision,
+            created: stored.created,
             ttl: left.map(|left| if self.tells_ttl { left } else { LEASE_TTL }),
         }
     }
 
     fn remove(&mut self, writer: Writer, key: &str) {
+        self.remove_at(writer, key, self.revision);
+    }
+
+    fn remove_at(&mut self, writer: Writer, key: &str, revision: Revision) {
         let old = self.entries.remove(key);
         self.note_loss(writer, key, old);
-        let (key, revision) = (key.to_owned(), self.revision);
+        let key = key.to_owned();
         self.remember(WatchEvent::Delete { key, revision });
     }
 

@@ -4,7 +4,7 @@
 //! order, wherever they come from: [`Manager`](super::Manager) makes them of what an etcd-like store
 //! has.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use muslin_encap::tunnel::vxlan::VtepMac;
 use thiserror::Error;
@@ -21,10 +21,31 @@ use super::record::LeaseRecord;
 pub enum Change {
     /// A peer is new or has changed.
     Peer(SubnetKey, LeaseRecord),
+    /// A lease shares a subnet with another one that comes first, or does not any more. It is said
+    /// before the peer is.
+    Contested(SubnetKey, Contested),
     /// A peer's lease has ended.
     PeerGone(SubnetKey),
     /// The node's own lease, or the network that it is in, has changed.
     Own(OwnChange),
+}
+
+/// The subnets of a lease that belong to other nodes, by the addresses of these: its node must have
+/// no traffic of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Contested {
+    /// Who has its IPv4 subnet.
+    pub ipv4: Option<IpAddr>,
+    /// Who has its IPv6 subnet.
+    pub ipv6: Option<IpAddr>,
+}
+
+impl Contested {
+    /// Whether none of its subnets belongs to another.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.ipv4.is_none() && self.ipv6.is_none()
+    }
 }
 
 /// What has changed of the node's own lease, or of the network that it is in.
@@ -48,6 +69,24 @@ pub enum OwnChange {
         key: SubnetKey,
         /// The MAC address of the other VTEP.
         vtep_mac: VtepMac,
+    },
+    /// The node has no IPv6 subnet although its network has some.
+    NoIpv6(&'static str),
+    /// Our record names other subnets than before, and keeps that of IPv4 if it had one.
+    Changed {
+        /// The lease as it was.
+        from: SubnetKey,
+        /// The lease as it will be.
+        to: SubnetKey,
+    },
+    /// Another lease has a subnet that ours or an earlier one has: that subnet of it has no traffic.
+    Overlap {
+        /// The lease.
+        key: SubnetKey,
+        /// The public address of its node.
+        node: IpAddr,
+        /// Who has its subnets.
+        contested: Contested,
     },
     /// Our record of another public address is moved to the present one, with the same subnet.
     Moved {
@@ -93,6 +132,11 @@ pub enum ConfigFault {
         /// What was asked for.
         asked: String,
     },
+    /// Its nodes have IPv6 alone, and this one has no address of that.
+    #[error(
+        "the network has IPv6 alone, and this node has no public IPv6 address: use --public-ipv6"
+    )]
+    NoPublicIpv6,
     /// The network's backend is one whose records this node cannot write.
     #[error(
         "the network has the backend '{0}', and this node has vxlan, udp, host-gw and ipip only"
@@ -106,6 +150,9 @@ pub enum Loss {
     /// All subnets are leased.
     #[error("all {0} subnets of the network are leased")]
     OutOfSubnets(usize),
+    /// All IPv6 subnets are leased.
+    #[error("the network has no free IPv6 subnet among the first")]
+    OutOfIpv6Subnets,
     /// Others were faster every time.
     #[error("other nodes took each subnet that this node tried")]
     Races,
@@ -115,7 +162,7 @@ pub enum Loss {
         /// The lease.
         key: String,
         /// The public address of its holder.
-        holder: Ipv4Addr,
+        holder: IpAddr,
     },
     /// A node with our identity is alive, and had the subnet before us.
     #[error(
@@ -125,7 +172,7 @@ pub enum Loss {
         /// The lease.
         key: String,
         /// The public address of the other node.
-        holder: Ipv4Addr,
+        holder: IpAddr,
         /// The MAC address of both.
         vtep_mac: VtepMac,
     },
@@ -138,6 +185,6 @@ pub enum Loss {
         /// The lease.
         key: String,
         /// Our public address.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
     },
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
@@ -12,10 +12,13 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::text::shorten;
+use crate::addresses::Nets;
 
 /// A validated configuration with its defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
+    /// Whether nodes have IPv4 subnets. If not, what follows of IPv4 has no subnet.
+    pub enable_ipv4: bool,
     /// All pods of the cluster.
     pub network: Ipv4Net,
     /// Prefix length of a node's subnet.
@@ -24,8 +27,23 @@ pub struct NetworkConfig {
     pub subnet_min: Ipv4Addr,
     /// The last subnet to lease.
     pub subnet_max: Ipv4Addr,
+    /// The same for IPv6, if nodes have IPv6 subnets.
+    pub ipv6: Option<Ipv6Range>,
     /// How packets travel between nodes.
     pub backend: Backend,
+}
+
+/// The IPv6 subnets of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv6Range {
+    /// All pods of the cluster.
+    pub network: Ipv6Net,
+    /// Prefix length of a node's subnet.
+    pub subnet_len: u8,
+    /// The first subnet to lease.
+    pub subnet_min: Ipv6Addr,
+    /// The last subnet to lease.
+    pub subnet_max: Ipv6Addr,
 }
 
 /// How packets travel between nodes.
@@ -152,9 +170,39 @@ pub enum NetworkConfigError {
     /// It does not say which addresses pods have.
     #[error("the network configuration has no Network")]
     NoNetwork,
-    /// IPv4 is switched off.
-    #[error("the network configuration has EnableIPv4 false, and IPv6 alone is not supported yet")]
-    NoIpv4,
+    /// It enables neither IPv4 nor IPv6.
+    #[error("the network configuration has neither EnableIPv4 nor EnableIPv6")]
+    NoFamily,
+    /// IPv6 is enabled without addresses.
+    #[error("the network configuration has EnableIPv6 and no IPv6Network")]
+    NoIpv6Network,
+    /// The backend carries no IPv6.
+    #[error(
+        "the network configuration has EnableIPv6, and the backend {0} carries no IPv6: use vxlan or host-gw"
+    )]
+    NoIpv6Backend(&'static str),
+    /// The IPv6 subnets do not fit the network.
+    #[error("IPv6 subnets of length {len} do not fit the network {network}: use {min} to 126", min = network.prefix_len() + 2)]
+    Ipv6SubnetLen {
+        /// The network.
+        network: Ipv6Net,
+        /// The requested length.
+        len: u64,
+    },
+    /// The network is too small to be divided.
+    #[error("the network {0} is too small: at most /124 can be divided into subnets")]
+    Ipv6TooSmall(Ipv6Net),
+    /// A bound that is not a subnet of the network.
+    #[error("{field} {value} is not the base of a subnet of the network")]
+    Ipv6Bound {
+        /// `IPv6SubnetMin` or `IPv6SubnetMax`.
+        field: &'static str,
+        /// Its value.
+        value: Ipv6Addr,
+    },
+    /// The bounds leave no subnet.
+    #[error("IPv6SubnetMin {0} is above IPv6SubnetMax {1}")]
+    Ipv6Bounds(Ipv6Addr, Ipv6Addr),
     /// The subnets do not fit the network.
     #[error("subnets of length {len} do not fit the network {network}: use {min} to 30", min = network.prefix_len() + 2)]
     SubnetLen {
@@ -183,6 +231,14 @@ pub enum NetworkConfigError {
 }
 
 impl NetworkConfig {
+    /// The pods of the cluster.
+    #[must_use]
+    pub fn networks(&self) -> Nets {
+        let ipv4 = self.enable_ipv4.then_some(self.network);
+        let ipv6 = self.ipv6.map(|range| range.network);
+        Nets::new(ipv4, ipv6).unwrap_or_else(|| self.network.into())
+    }
+
     /// A configuration of these parts, with flannel's defaults for the others.
     ///
     /// # Errors
@@ -209,10 +265,12 @@ impl NetworkConfig {
         let subnet_min = Ipv4Addr::from(u32::from(network.network()) + size);
         let subnet_max = Ipv4Addr::from(u32::from(network.broadcast()) - (size - 1));
         Ok(Self {
+            enable_ipv4: true,
             network,
             subnet_len,
             subnet_min,
             subnet_max,
+            ipv6: None,
             backend,
         })
     }
@@ -223,8 +281,11 @@ impl NetworkConfig {
     /// `NetworkConfigError` that names the field.
     pub fn parse(text: &str) -> Result<Self, NetworkConfigError> {
         let mut fields = Fields(fields(text).map_err(NetworkConfigError::Json)?);
-        if fields.bool("EnableIPv4")? == Some(false) {
-            return Err(NetworkConfigError::NoIpv4);
+        let enable_ipv4 = fields.bool("EnableIPv4")?.unwrap_or(true);
+        let ipv6 = Ipv6Range::read(&mut fields)?;
+        if !enable_ipv4 {
+            let range = ipv6.ok_or(NetworkConfigError::NoFamily)?;
+            return Self::ipv6_only(range, fields.backend()?);
         }
         let network = fields
             .parsed::<Ipv4Net>("Network")?
@@ -236,11 +297,7 @@ impl NetworkConfig {
             ),
         };
         let (min, max) = (fields.parsed("SubnetMin")?, fields.parsed("SubnetMax")?);
-        let backend = match fields.0.remove("backend") {
-            None | Some(Value::Null) => Backend::Udp { port: udp::PORT },
-            Some(value) => Backend::parse(&value)?,
-        };
-        let mut config = Self::new(network, subnet_len, backend)?;
+        let mut config = Self::new(network, subnet_len, fields.backend()?)?;
         if let Some(min) = min {
             config.subnet_min = config.check_bound("SubnetMin", min)?;
         }
@@ -253,7 +310,42 @@ impl NetworkConfig {
                 config.subnet_max,
             ));
         }
-        Ok(config)
+        match ipv6 {
+            Some(range) => config.with_ipv6(range),
+            None => Ok(config),
+        }
+    }
+
+    /// The same with IPv6 subnets.
+    ///
+    /// # Errors
+    /// `NetworkConfigError` if the backend carries no IPv6.
+    pub fn with_ipv6(self, range: Ipv6Range) -> Result<Self, NetworkConfigError> {
+        match self.backend {
+            Backend::Udp { .. } => Err(NetworkConfigError::NoIpv6Backend("udp")),
+            Backend::Ipip { .. } => Err(NetworkConfigError::NoIpv6Backend("ipip")),
+            Backend::Vxlan(_) | Backend::HostGw | Backend::Other(_) => Ok(Self {
+                ipv6: Some(range),
+                ..self
+            }),
+        }
+    }
+
+    /// A configuration with IPv6 subnets alone.
+    ///
+    /// # Errors
+    /// `NetworkConfigError` if the backend carries no IPv6.
+    pub fn ipv6_only(range: Ipv6Range, backend: Backend) -> Result<Self, NetworkConfigError> {
+        let nothing = Self {
+            enable_ipv4: false,
+            network: Ipv4Net::default(),
+            subnet_len: 0,
+            subnet_min: Ipv4Addr::UNSPECIFIED,
+            subnet_max: Ipv4Addr::UNSPECIFIED,
+            ipv6: None,
+            backend,
+        };
+        nothing.with_ipv6(range)
     }
 
     fn check_bound(
@@ -272,17 +364,19 @@ impl NetworkConfig {
     /// Whether a node of this network can have `subnet`.
     #[must_use]
     pub fn allows(&self, subnet: Ipv4Net) -> bool {
-        subnet.prefix_len() == self.subnet_len
+        self.enable_ipv4
+            && subnet.prefix_len() == self.subnet_len
             && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
     }
 
     /// Every subnet to lease, upward.
     pub fn subnets(&self) -> impl Iterator<Item = Ipv4Net> + use<> {
-        let len = self.subnet_len;
+        let (len, is_enabled) = (self.subnet_len, self.enable_ipv4);
         let (min, max) = (u32::from(self.subnet_min), u32::from(self.subnet_max));
         (min..=max)
-            .step_by(1 << (32 - len))
+            .step_by(1 << (32 - len.max(1)))
             .filter_map(move |base| Ipv4Net::new(base.into(), len).ok())
+            .filter(move |_| is_enabled)
     }
 
     /// The configuration as JSON that flannel reads.
@@ -309,20 +403,36 @@ impl NetworkConfig {
                 backend
             }
         };
-        json!({
-            "Network": self.network,
-            "SubnetLen": self.subnet_len,
-            "SubnetMin": self.subnet_min,
-            "SubnetMax": self.subnet_max,
-            "Backend": backend,
-        })
-        .to_string()
+        let mut config = if self.enable_ipv4 {
+            json!({
+                "Network": self.network,
+                "SubnetLen": self.subnet_len,
+                "SubnetMin": self.subnet_min,
+                "SubnetMax": self.subnet_max,
+            })
+        } else {
+            json!({ "EnableIPv4": false })
+        };
+        if let Some(range) = &self.ipv6 {
+            config["EnableIPv6"] = true.into();
+            config["IPv6Network"] = range.network.to_string().into();
+            config["IPv6SubnetLen"] = range.subnet_len.into();
+            config["IPv6SubnetMin"] = range.subnet_min.to_string().into();
+            config["IPv6SubnetMax"] = range.subnet_max.to_string().into();
+        }
+        config["Backend"] = backend;
+        config.to_string()
     }
 }
 
 impl fmt::Display for NetworkConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} in subnets of /{}, ", self.network, self.subnet_len)?;
+        if self.enable_ipv4 {
+            write!(f, "{} in subnets of /{}, ", self.network, self.subnet_len)?;
+        }
+        if let Some(range) = &self.ipv6 {
+            write!(f, "{} in subnets of /{}, ", range.network, range.subnet_len)?;
+        }
         match &self.backend {
             Backend::Vxlan(vxlan) => {
                 write!(f, "vxlan VNI {} port {}", vxlan.vni, vxlan.port)?;
@@ -337,6 +447,104 @@ impl fmt::Display for NetworkConfig {
                 f.write_str(self.backend.name())
             }
         }
+    }
+}
+
+impl Ipv6Range {
+    /// The subnets of a network, with flannel's defaults.
+    ///
+    /// # Errors
+    /// `NetworkConfigError` if the subnets do not fit the network.
+    pub fn new(network: Ipv6Net, subnet_len: Option<u8>) -> Result<Self, NetworkConfigError> {
+        let network = network.trunc();
+        let subnet_len = match subnet_len {
+            None if network.prefix_len() <= 62 => 64,
+            None if network.prefix_len() <= 124 => network.prefix_len() + 2,
+            None => return Err(NetworkConfigError::Ipv6TooSmall(network)),
+            Some(len) if len <= 126 && len >= network.prefix_len() + 2 => len,
+            Some(len) => {
+                let len = len.into();
+                return Err(NetworkConfigError::Ipv6SubnetLen { network, len });
+            }
+        };
+        let size = 1u128 << (128 - subnet_len);
+        Ok(Self {
+            network,
+            subnet_len,
+            subnet_min: (u128::from(network.network()) + size).into(),
+            subnet_max: (u128::from(network.broadcast()) - (size - 1)).into(),
+        })
+    }
+
+    /// What the fields say; nothing if IPv6 is not enabled.
+    fn read(fields: &mut Fields) -> Result<Option<Self>, NetworkConfigError> {
+        let is_enabled = fields.bool("EnableIPv6")?.unwrap_or_default();
+        let network = fields.parsed::<Ipv6Net>("IPv6Network")?;
+        let len = fields.number("IPv6SubnetLen")?.filter(|len| *len != 0);
+        let bounds = (
+            fields.parsed("IPv6SubnetMin")?,
+            fields.parsed("IPv6SubnetMax")?,
+        );
+        if !is_enabled {
+            return Ok(None);
+        }
+        let network = network.ok_or(NetworkConfigError::NoIpv6Network)?;
+        let too_long = |len| NetworkConfigError::Ipv6SubnetLen { network, len };
+        let len = len.map(|len| u8::try_from(len).map_err(|_| too_long(len)));
+        let mut range = Self::new(network, len.transpose()?)?;
+        if let Some(min) = bounds.0 {
+            range.subnet_min = range.check_bound("IPv6SubnetMin", min)?;
+        }
+        if let Some(max) = bounds.1 {
+            range.subnet_max = range.check_bound("IPv6SubnetMax", max)?;
+        }
+        let Self {
+            subnet_min,
+            subnet_max,
+            ..
+        } = range;
+        if subnet_min > subnet_max {
+            return Err(NetworkConfigError::Ipv6Bounds(subnet_min, subnet_max));
+        }
+        Ok(Some(range))
+    }
+
+    fn check_bound(
+        &self,
+        field: &'static str,
+        value: Ipv6Addr,
+    ) -> Result<Ipv6Addr, NetworkConfigError> {
+        let aligned = Ipv6Net::new(value, self.subnet_len).is_ok_and(|net| net.network() == value);
+        if aligned && self.network.contains(&value) {
+            Ok(value)
+        } else {
+            Err(NetworkConfigError::Ipv6Bound { field, value })
+        }
+    }
+
+    /// Whether a node of this network can have `subnet`.
+    #[must_use]
+    pub fn allows(&self, subnet: Ipv6Net) -> bool {
+        subnet.prefix_len() == self.subnet_len
+            && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
+    }
+}
+
+/// Why no node of a network can have a subnet that is not among those to lease.
+pub(super) fn misfit(
+    subnet: IpNet,
+    network: IpNet,
+    len: u8,
+    min: impl fmt::Display,
+    max: impl fmt::Display,
+    prefix: &str,
+) -> String {
+    if !network.contains(&subnet) {
+        format!("it is not in the network {network}")
+    } else if subnet.prefix_len() != len {
+        format!("the network's {prefix}SubnetLen is {len}")
+    } else {
+        format!("it is not between {prefix}SubnetMin {min} and {prefix}SubnetMax {max}")
     }
 }
 
@@ -433,6 +641,13 @@ impl Fields {
         })
     }
 
+    fn backend(&mut self) -> Result<Backend, NetworkConfigError> {
+        match self.0.remove("backend") {
+            None | Some(Value::Null) => Ok(Backend::Udp { port: udp::PORT }),
+            Some(value) => Backend::parse(&value),
+        }
+    }
+
     fn port(&mut self) -> Result<Option<u16>, NetworkConfigError> {
         self.checked("Port", u16::try_from)
     }
@@ -488,6 +703,64 @@ mod tests {
         assert_eq!(parse(&config.to_json()), Ok(config));
         let other = parse(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard"}}"#).unwrap();
         assert_eq!(other.backend, Backend::Other("wireguard".to_owned()));
+    }
+
+    #[test]
+    fn subnets_of_ipv6_have_flannels_defaults() {
+        let ipv6 = |network: &str| {
+            let text = format!(
+                r#"{{"enableIPv6":true,"ipv6Network":"{network}","enableIPv4":false,
+                    "backend":{{"type":"vxlan"}}}}"#
+            );
+            let config = parse(&text).unwrap();
+            assert_eq!(parse(&config.to_json()), Ok(config.clone()));
+            assert_eq!(config.subnets().count(), 0);
+            assert!(!config.allows(Ipv4Net::default()));
+            config.ipv6.unwrap()
+        };
+        let range = ipv6("fc00::/48");
+        assert_eq!(range.subnet_len, 64);
+        assert_eq!(
+            range.subnet_min,
+            "fc00:0:0:1::".parse::<Ipv6Addr>().unwrap()
+        );
+        assert_eq!(
+            range.subnet_max,
+            "fc00:0:0:ffff::".parse::<Ipv6Addr>().unwrap()
+        );
+        for (network, subnet) in [(62, 64), (63, 65), (96, 98), (124, 126), (0, 64)] {
+            assert_eq!(ipv6(&format!("fd00::/{network}")).subnet_len, subnet);
+        }
+    }
+
+    #[test]
+    fn dual_networks_are_read_told_and_written() {
+        let text = r#"{"Network":"10.42.0.0/16","IPv6Network":"2001:cafe:42::/56","EnableIPv6":true,
+            "IPv6SubnetMin":"2001:cafe:42:8::","Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
+        let config = parse(text).unwrap();
+        let range = config.ipv6.unwrap();
+        for (subnet, is_allowed) in [
+            ("2001:cafe:42:8::/64", true),
+            ("2001:cafe:42:ff::/64", true),
+            ("2001:cafe:42:7::/64", false),
+            ("2001:cafe:42:8::/65", false),
+            ("2001:cafe:43::/64", false),
+        ] {
+            assert_eq!(
+                range.allows(subnet.parse().unwrap()),
+                is_allowed,
+                "{subnet}"
+            );
+        }
+        assert!(config.enable_ipv4);
+        assert!(
+            config
+                .to_string()
+                .contains("2001:cafe:42::/56 in subnets of /64")
+        );
+        assert_eq!(parse(&config.to_json()), Ok(config));
+        let off = r#"{"Network":"10.42.0.0/16","IPv6Network":"2001:cafe:42::/56"}"#;
+        assert_eq!(parse(off).unwrap().ipv6, None);
     }
 
     #[test]
@@ -569,7 +842,47 @@ mod tests {
             ),
             (
                 r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#,
-                "EnableIPv4",
+                "neither EnableIPv4",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true}"#,
+                "no IPv6Network",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","IPv6Network":"10.1.0.0/16"}"#,
+                "IPv6Network cannot be",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/125","Backend":{"Type":"vxlan"}}"#,
+                "too small: at most /124",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","IPv6SubnetLen":49}"#,
+                "use 50 to 126",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","IPv6SubnetLen":127}"#,
+                "use 50 to 126",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","IPv6SubnetLen":300}"#,
+                "use 50 to 126",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","IPv6SubnetMin":"fd00::1"}"#,
+                "IPv6SubnetMin fd00::1",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","IPv6SubnetMin":"fd00:0:0:9::","IPv6SubnetMax":"fd00:0:0:8::"}"#,
+                "above IPv6SubnetMax",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#,
+                "the backend udp carries no IPv6",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"ipip"}}"#,
+                "the backend ipip carries no IPv6",
             ),
             (
                 r#"{"Network":"10.0.0.0/16","Backend":{}}"#,

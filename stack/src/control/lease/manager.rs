@@ -27,9 +27,10 @@ mod relist;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use backoff::Backoff;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use own::{Own, OwnEntry};
@@ -64,6 +65,9 @@ enum Phase {
     List,
     /// Create the record of a subnet believed free.
     Create(SubnetKey),
+    /// Write our record under another key, of which it has a subnet: in the place of that of the
+    /// revision, and without an end if it is a reservation.
+    Replace(SubnetKey, (SubnetKey, Revision), bool),
     /// Write over our own record, which does not expire if it is a reservation.
     Put(SubnetKey, Revision, bool),
     /// Delete our own record of a subnet that no longer fits, or when leaving.
@@ -107,6 +111,7 @@ impl Manager {
             checksums,
             prefix,
             previous,
+            previous_ipv6,
             wanted_config,
             renew_margin,
             repeats,
@@ -125,7 +130,7 @@ impl Manager {
             own: None,
             relist: Relist::default(),
             backoff: Backoff::default(),
-            ownership: Ownership::new(identity, previous),
+            ownership: Ownership::new(identity, previous).with_previous_ipv6(previous_ipv6),
             checksums,
             config_fault: None,
             leaving: false,
@@ -173,14 +178,13 @@ impl Manager {
                 ttl: None,
             }),
             Phase::List => Action::Store(Op::List(self.lease_prefix())),
-            Phase::Create(key) => Action::Store(Op::Create {
-                key: self.lease_key(*key),
-                value: self.record().to_json(),
-                ttl: Some(LEASE_TTL),
-            }),
+            Phase::Create(key) => Action::Store(self.claim(*key, None, false)),
+            Phase::Replace(key, old, reservation) => {
+                Action::Store(self.claim(*key, Some(*old), *reservation))
+            }
             Phase::Put(key, expected, reservation) => Action::Store(Op::CompareAndPut {
                 key: self.lease_key(*key),
-                value: self.record().to_json(),
+                value: self.record_of(*key).to_json(),
                 expected: *expected,
                 ttl: (!reservation).then_some(LEASE_TTL),
             }),
@@ -216,7 +220,12 @@ impl Manager {
                 self.relist.written(revision);
                 self.hold(now, key, revision, false);
             }
-            (Phase::Create(_), Answer::Conflict) => self.lost_race(now),
+            (Phase::Replace(key, (old, _), reservation), Answer::Done(revision)) => {
+                self.relist.written(revision);
+                self.report(OwnChange::Changed { from: old, to: key });
+                self.hold(now, key, revision, reservation);
+            }
+            (Phase::Create(_) | Phase::Replace(..), Answer::Conflict) => self.lost_race(now),
             (Phase::Put(key, _, reservation), Answer::Done(revision)) => {
                 self.relist.written(revision);
                 self.hold(now, key, revision, reservation);
@@ -243,7 +252,7 @@ impl Manager {
             // When it is back many write at once, and what is due now would be one of them only.
             self.expect_news();
         }
-        let creates = matches!(self.phase, Phase::Create(_));
+        let creates = matches!(self.phase, Phase::Create(_) | Phase::Replace(..));
         if creates {
             // It may have done it nevertheless, or have a subnet for us that it does not refuse. When
             // we are leaving only the former counts.
@@ -260,7 +269,9 @@ impl Manager {
         if self.relist.has_seen(revision) || matches!(self.phase, Phase::Over | Phase::List) {
             return;
         }
-        let is_key_of = |own: Own| *key == self.lease_key(own.key);
+        // A record that has taken the place of another ends that in the same step.
+        let is_end = matches!(event, WatchEvent::Delete { .. });
+        let is_key_of = |own: Own| is_end || *key == self.lease_key(own.key);
         if self
             .relist
             .is_another_history(self.own, is_key_of, revision)
@@ -300,7 +311,7 @@ impl Manager {
         self.backoff.reset();
         let writes = matches!(
             self.phase,
-            Phase::Create(_) | Phase::Put(..) | Phase::Delete(..)
+            Phase::Create(_) | Phase::Replace(..) | Phase::Put(..) | Phase::Delete(..)
         );
         if self.own.is_none() && !writes {
             self.end(OwnChange::Left);
@@ -317,6 +328,21 @@ impl Manager {
         self.relist.require();
         self.expect_news();
         if let (Phase::Hold, Some(own)) = (&self.phase, self.own) {
+            self.phase = Phase::Put(own.key, own.revision, own.reservation);
+        }
+    }
+
+    /// The same of the node's public IPv6 address. A node that has no IPv6 subnet gets none before it
+    /// begins anew.
+    pub fn set_public_ipv6(&mut self, public_ipv6: Ipv6Addr) {
+        if !self.ownership.set_public_ipv6(Some(public_ipv6)) {
+            return;
+        }
+        self.relist.require();
+        if let (Phase::Hold, Some(own)) = (&self.phase, self.own)
+            && own.key.ipv6().is_some()
+        {
+            self.expect_news();
             self.phase = Phase::Put(own.key, own.revision, own.reservation);
         }
     }
@@ -351,18 +377,66 @@ impl Manager {
         reader::lease_prefix(&self.prefix)
     }
 
-    /// The record of this node.
+    /// The record of this node for the lease that it has, or would have of IPv4.
     #[must_use]
     pub fn record(&self) -> LeaseRecord {
+        match self.own {
+            Some(own) => self.record_of(own.key),
+            None => self.ipv4_record(),
+        }
+    }
+
+    fn ipv4_record(&self) -> LeaseRecord {
         let Identity {
             public_ip,
             vtep_mac,
+            ..
         } = self.ownership.identity;
         match &self.config {
             Some(config) => {
                 LeaseRecord::of(&config.backend, public_ip, vtep_mac).with_checksums(self.checksums)
             }
             None => LeaseRecord::udp(public_ip),
+        }
+    }
+
+    /// The record of this node for a lease.
+    fn record_of(&self, key: SubnetKey) -> LeaseRecord {
+        let identity = &self.ownership.identity;
+        let record = self.ipv4_record();
+        let record = match (&self.config, identity.public_ipv6) {
+            (Some(config), Some(public_ipv6)) if key.ipv6().is_some() => {
+                record.with_ipv6(&config.backend, public_ipv6, identity.vtep_mac_v6())
+            }
+            _ => record,
+        };
+        match key.ipv4() {
+            Some(_) => record,
+            None => record.without_ipv4(),
+        }
+    }
+
+    /// What creates our record of a key. One of IPv4 alone is safe if no other key begins with that
+    /// subnet. One of IPv6 is not told by what its key begins with: nobody may have written any lease
+    /// that we do not know.
+    fn claim(
+        &self,
+        key: SubnetKey,
+        replaced: Option<(SubnetKey, Revision)>,
+        reservation: bool,
+    ) -> Op {
+        let prefix = match key.ipv6() {
+            Some(_) => format!("{}/", self.lease_prefix()),
+            None => self.lease_key(key),
+        };
+        Op::Claim {
+            key: self.lease_key(key),
+            value: self.record_of(key).to_json(),
+            ttl: (!reservation).then_some(LEASE_TTL),
+            // What takes the place of a longer key begins like it, and names its revision.
+            prefix,
+            seen: self.relist.watch_from().saturating_sub(1),
+            replaces: replaced.map(|(key, revision)| (self.lease_key(key), revision)),
         }
     }
 
@@ -386,6 +460,11 @@ impl Manager {
             Ok(config) => {
                 self.config_fault = None;
                 self.config = Some(config.clone());
+                let lacks_ipv6 =
+                    config.ipv6.is_some() && self.ownership.identity.public_ipv6.is_none();
+                if lacks_ipv6 && config.enable_ipv4 {
+                    self.report(OwnChange::NoIpv6("this node has no public IPv6 address"));
+                }
                 self.report(OwnChange::Configured(config));
                 self.phase = Phase::List;
             }
@@ -400,6 +479,9 @@ impl Manager {
         {
             let (stored, asked) = (config.to_string(), asked.to_string());
             return Err(ConfigFault::OtherNetwork { stored, asked });
+        }
+        if !config.enable_ipv4 && self.ownership.identity.public_ipv6.is_none() {
+            return Err(ConfigFault::NoPublicIpv6);
         }
         if let Backend::Other(name) = &config.backend {
             // Its peers would take a record of ours for something that it is not.
@@ -439,6 +521,7 @@ impl Manager {
             match self.read(&entry) {
                 Ok((key, record)) if self.is_ours(key, &record) => own.push((key, entry, record)),
                 Ok((key, record)) => {
+                    self.view.note_created(key, entry.created);
                     found.insert(key, record);
                 }
                 Err(unusable) => {
@@ -504,7 +587,7 @@ impl Manager {
     /// subnet, because its pods would be stranded.
     fn check_own(&mut self, now: Instant, held: Own, own: &[OwnEntry]) {
         if let Some((_, entry, record)) = own.iter().find(|(key, ..)| *key == held.key) {
-            if *record == self.record() {
+            if *record == self.record_of(held.key) {
                 if entry.revision != held.revision {
                     // Perhaps by ourselves, and the answer was lost.
                     self.note_own_written(now);
@@ -534,42 +617,90 @@ impl Manager {
             self.phase = Phase::ReadConfig;
             return;
         };
-        if let Some((key, entry, record)) = self.ownership.preferred_record(own) {
-            let (reservation, unchanged) = (entry.ttl.is_none(), *record == self.record());
-            if !config.allows(key.ipv4) || key.ipv6.is_some() {
-                self.phase = Phase::Delete(*key, entry.revision);
-            } else if reservation && unchanged {
-                self.hold(now, *key, entry.revision, true);
-            } else {
-                let (key, take_over) = (*key, self.ownership.take_over(*key, record));
-                let reported = take_over.map(|how| match how {
-                    TakeOver::Moved { from } => OwnChange::Moved {
-                        key,
-                        from: from.into(),
-                    },
-                    TakeOver::Replaced { vtep_mac } => OwnChange::Replaced { key, vtep_mac },
-                });
-                self.changes.extend(reported.map(Change::Own));
-                // Perhaps an earlier process wrote it and ended before others knew.
+        if let Some(entry) = self.ownership.preferred_record(own) {
+            return self.go_on(now, &config, entry);
+        }
+        let ipv4 = self.choose_ipv4(&config);
+        if config.enable_ipv4 && ipv4.is_none() {
+            return self.lose(Loss::OutOfSubnets(config.subnets().count()));
+        }
+        let ipv6 = self.choose_ipv6(&config, None);
+        match SubnetKey::of(ipv4, ipv6) {
+            Some(key) => {
                 self.expect_news();
-                self.phase = Phase::Put(key, entry.revision, reservation);
+                self.phase = Phase::Create(key);
             }
+            None => self.lose(Loss::OutOfIpv6Subnets),
+        }
+    }
+
+    /// Goes on with a record of ours, if what it is fits the network: its subnet of IPv4 stays, whether
+    /// there is one of IPv6 beside it or not.
+    fn go_on(&mut self, now: Instant, config: &NetworkConfig, (key, entry, record): &OwnEntry) {
+        let (key, reservation) = (*key, entry.ttl.is_none());
+        let allows_ipv6 = |net| config.ipv6.is_some_and(|range| range.allows(net));
+        let [is_others, is_others_ipv6] = self.view.comes_first(key, entry.created);
+        let ipv6 = key
+            .ipv6()
+            .filter(|net| allows_ipv6(*net) && !is_others_ipv6);
+        let fits = match key.ipv4() {
+            Some(ipv4) => config.allows(ipv4) && !is_others,
+            None => !config.enable_ipv4 && ipv6.is_some(),
+        };
+        if !fits {
+            // Also if another node created it first: no pod has an address of it yet.
+            self.phase = Phase::Delete(key, entry.revision);
             return;
         }
+        let ipv6 = self.choose_ipv6(config, ipv6);
+        let wanted = SubnetKey::of(key.ipv4(), ipv6).unwrap_or(key);
+        if wanted == key && reservation && *record == self.record_of(key) {
+            return self.hold(now, key, entry.revision, true);
+        }
+        let take_over = self.ownership.take_over(key, record);
+        let reported = take_over.map(|how| match how {
+            TakeOver::Moved { from } => OwnChange::Moved { key, from },
+            TakeOver::Replaced { vtep_mac } => OwnChange::Replaced { key, vtep_mac },
+        });
+        self.changes.extend(reported.map(Change::Own));
+        // Perhaps an earlier process wrote it and ended before others knew.
+        self.expect_news();
+        self.phase = if wanted == key {
+            Phase::Put(key, entry.revision, reservation)
+        } else {
+            Phase::Replace(wanted, (key, entry.revision), reservation)
+        };
+    }
+
+    /// A free subnet of IPv4: the previous one, or one of the first.
+    fn choose_ipv4(&mut self, config: &NetworkConfig) -> Option<Ipv4Net> {
         let previous = self.ownership.previous();
         let previous = previous.filter(|net| config.allows(*net) && self.view.is_free(*net));
-        let subnet = previous.or_else(|| {
-            let free = self.view.free_subnets(&config);
+        previous.or_else(|| {
+            let free = self.view.free_subnets(config);
             let index = self.random.below(free.len() as u64);
             free.get(index as usize).copied()
-        });
-        match subnet {
-            Some(subnet) => {
-                self.expect_news();
-                self.phase = Phase::Create(SubnetKey::new(subnet));
-            }
-            None => self.lose(Loss::OutOfSubnets(config.subnets().count())),
+        })
+    }
+
+    /// The subnet of IPv6 that we have, or the previous one, or one of the first, if the network has
+    /// IPv6 and so have we.
+    fn choose_ipv6(&mut self, config: &NetworkConfig, ours: Option<Ipv6Net>) -> Option<Ipv6Net> {
+        let range = config.ipv6.as_ref()?;
+        self.ownership.identity.public_ipv6?;
+        let previous = self.ownership.previous_ipv6();
+        let previous = previous.filter(|net| range.allows(*net) && self.view.is_free(*net));
+        if let Some(net) = ours.or(previous) {
+            return Some(net);
         }
+        let free = self.view.free_ipv6_subnets(range);
+        let index = self.random.below(free.len() as u64);
+        let chosen = free.get(index as usize).copied();
+        if chosen.is_none() && config.enable_ipv4 {
+            let reason = "all IPv6 subnets of the network are leased";
+            self.report(OwnChange::NoIpv6(reason));
+        }
+        chosen
     }
 
     fn is_ours(&self, key: SubnetKey, record: &LeaseRecord) -> bool {
@@ -605,6 +736,8 @@ impl Manager {
         self.view.readable(&self.lease_key(key));
         // A peer that had it for a moment, whose end the watch has not reported yet.
         self.remove_peer(key);
+        let address = self.ownership.address(key.ipv4().is_none());
+        self.view.set_own(key, address, &mut self.changes);
         self.phase = if self.relist.is_required() {
             Phase::List
         } else {
@@ -670,13 +803,13 @@ impl Manager {
             ..held
         };
         let contest = self.ownership.on_own_rewritten(now, record);
-        self.contest(now, held, entry.revision, contest, record.public_ip);
+        self.contest(now, held, entry.revision, contest, record.node_address());
     }
 
     /// Our record is not what we wrote, and says nothing that could be read.
     fn dispute(&mut self, now: Instant, held: Own, revision: Revision) {
         let contest = self.ownership.dispute(now);
-        let holder = self.ownership.identity.public_ip;
+        let holder = self.ownership.address(held.key.ipv4().is_none());
         self.contest(now, held, revision, contest, holder);
     }
 
@@ -687,12 +820,10 @@ impl Manager {
         held: Own,
         revision: Revision,
         contest: Contest,
-        holder: Ipv4Addr,
+        holder: IpAddr,
     ) {
-        let Identity {
-            public_ip,
-            vtep_mac,
-        } = self.ownership.identity;
+        let vtep_mac = self.ownership.identity.vtep_mac;
+        let public_ip = self.ownership.address(held.key.ipv4().is_none());
         let key = held.key.to_string();
         match contest {
             Contest::WriteAgain(attempt) => self.write_again(now, held, revision, attempt),
@@ -725,6 +856,7 @@ impl Manager {
                     if self.view.get(key).is_none() {
                         self.meet(now);
                     }
+                    self.view.note_created(key, entry.created);
                     self.set_peer(key, record);
                 }
             }
@@ -742,7 +874,8 @@ impl Manager {
 
     /// Our key was written, with no record if the value cannot be read.
     fn own_written(&mut self, now: Instant, entry: &Entry, record: Option<&LeaseRecord>) {
-        let is_unchanged = record == Some(&self.record());
+        let ours = self.subnet_key(&entry.key).map(|key| self.record_of(key));
+        let is_unchanged = record.is_some() && record == ours.as_ref();
         let Some(own) = self.own.filter(|_| self.phase == Phase::Hold) else {
             if !is_unchanged {
                 self.relist.require();
@@ -757,7 +890,7 @@ impl Manager {
             Some(record) if self.is_ours(own.key, record) => {
                 self.on_own_rewritten(now, own, entry, record);
             }
-            Some(record) => self.taken(own.key, record.public_ip),
+            Some(record) => self.taken(own.key, record.node_address()),
             None => self.dispute(now, own, entry.revision),
         }
     }
@@ -779,7 +912,11 @@ impl Manager {
     /// Whether the record of `key` is ours, or is about to be.
     fn claims(&self, key: SubnetKey) -> bool {
         match self.phase {
-            Phase::Create(ours) | Phase::Put(ours, ..) if ours == key => true,
+            Phase::Create(ours) | Phase::Replace(ours, ..) | Phase::Put(ours, ..)
+                if ours == key =>
+            {
+                true
+            }
             _ => self.own.is_some_and(|own| own.key == key),
         }
     }
@@ -794,13 +931,13 @@ impl Manager {
 
     fn read(&self, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), NoLease> {
         let (key, record) = reader::read_entry(&self.prefix, entry)?;
-        if record.public_ip != self.ownership.identity.public_ip {
+        if !self.ownership.has_our_address(&record) {
             reader::check_peer(key, &record, self.config.as_ref())?;
         }
         Ok((key, record))
     }
 
-    fn taken(&mut self, key: SubnetKey, holder: Ipv4Addr) {
+    fn taken(&mut self, key: SubnetKey, holder: IpAddr) {
         let key = key.to_string();
         self.lose(Loss::Taken { key, holder });
     }

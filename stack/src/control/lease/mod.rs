@@ -13,6 +13,7 @@
 //!
 //! let identity = Identity {
 //!     public_ip: [192, 168, 0, 11].into(),
+//!     public_ipv6: None,
 //!     vtep_mac: VtepMac::from_random([1, 2, 3, 4, 5, 6]),
 //! };
 //! let prefix = "/coreos.com/network".to_owned();
@@ -27,10 +28,11 @@
 //!             key,
 //!             value: r#"{"Network": "10.244.0.0/16"}"#.to_owned(),
 //!             revision: 1,
+//!             created: 0,
 //!             ttl: None,
 //!         })),
 //!         Op::List(_) => Answer::Snapshot { revision: 1, entries: Vec::new() },
-//!         Op::Create { key, .. } => {
+//!         Op::Claim { key, .. } => {
 //!             written.push(key);
 //!             Answer::Done(2)
 //!         }
@@ -58,13 +60,15 @@ mod shares;
 mod standing;
 mod text;
 
-pub use change::{Change, ConfigFault, Loss, OwnChange};
-pub use config::{Backend, NetworkConfig, NetworkConfigError, VxlanOptions};
+pub use change::{Change, ConfigFault, Contested, Loss, OwnChange};
+pub use config::{Backend, Ipv6Range, NetworkConfig, NetworkConfigError, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey, overlap};
 pub use manager::Manager;
-pub use reader::{NoLease, check_peer, lease_prefix, read_entry, read_peer};
+pub use reader::{NoLease, check_peer, ipv6_fault, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
-pub use settings::{Identity, LEASE_TTL, ManagerSettings, RENEW_MARGIN, WantedConfig};
+pub use settings::{
+    Identity, LEASE_TTL, ManagerSettings, RENEW_MARGIN, WantedConfig, is_public_ipv6, vtep_mac_v6,
+};
 pub use shares::Shares;
 pub use standing::{Signs, Standing};
 

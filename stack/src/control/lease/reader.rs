@@ -1,8 +1,9 @@
 //! Reading a store's entries: which are leases, which are not, and why.
 
-use super::config::NetworkConfig;
+use super::config::{NetworkConfig, misfit};
 use super::key::SubnetKey;
 use super::record::LeaseRecord;
+use super::settings::is_public_ipv6;
 use super::text::shorten;
 use crate::control::kv::Entry;
 
@@ -84,39 +85,64 @@ pub fn check_peer(
     record: &LeaseRecord,
     config: Option<&NetworkConfig>,
 ) -> Result<(), NoLease> {
-    let ip = record.public_ip;
-    if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
-        let reason = format!("no node can have the PublicIP {ip}");
-        return Err(no_lease(key, reason));
-    }
-    match config.and_then(|config| misfit(config, key)) {
+    let is_ipv4 = key.ipv4().is_some() && config.is_none_or(|config| config.enable_ipv4);
+    let fault = if is_ipv4 {
+        ipv4_fault(key, record, config)
+    } else {
+        ipv6_fault(key, record, config)
+    };
+    match fault {
         Some(reason) => Err(no_lease(key, reason)),
         None => Ok(()),
     }
 }
 
-/// Why no node of a network can have a subnet. A shorter prefix would let its holder send from the
-/// addresses of others, a longer one would take theirs from them, and one outside the network would
-/// get what is not for pods.
-fn misfit(config: &NetworkConfig, key: SubnetKey) -> Option<String> {
-    let NetworkConfig {
-        network,
-        subnet_len,
-        subnet_min,
-        subnet_max,
-        ..
-    } = config;
-    if config.allows(key.ipv4) {
-        None
-    } else if !network.contains(&key.ipv4) {
-        Some(format!("it is not in the network {network}"))
-    } else if key.ipv4.prefix_len() != *subnet_len {
-        Some(format!("the network's SubnetLen is {subnet_len}"))
-    } else {
-        Some(format!(
-            "it is not between SubnetMin {subnet_min} and SubnetMax {subnet_max}"
-        ))
+/// Why the IPv4 half of a lease cannot be that of another node. A shorter prefix would let its holder
+/// send from the addresses of others, a longer one would take theirs from them, and one outside the
+/// network would get what is not for pods.
+fn ipv4_fault(
+    key: SubnetKey,
+    record: &LeaseRecord,
+    config: Option<&NetworkConfig>,
+) -> Option<String> {
+    let ip = record.public_ip;
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+        return Some(format!("no node can have the PublicIP {ip}"));
     }
+    let (subnet, config) = key.ipv4().zip(config)?;
+    let (min, max) = (config.subnet_min, config.subnet_max);
+    let why = || {
+        let network = config.network.into();
+        misfit(subnet.into(), network, config.subnet_len, min, max, "")
+    };
+    (!config.allows(subnet)).then(why)
+}
+
+/// Why the IPv6 half of a lease is of no use, if that is so: each half counts by itself, so that nodes
+/// with and without IPv6 are one network.
+#[must_use]
+pub fn ipv6_fault(
+    key: SubnetKey,
+    record: &LeaseRecord,
+    config: Option<&NetworkConfig>,
+) -> Option<String> {
+    let Some(subnet) = key.ipv6() else {
+        return Some("it has no IPv6 subnet".to_owned());
+    };
+    match record.public_ipv6 {
+        Some(ip) if is_public_ipv6(ip) => {}
+        Some(ip) => return Some(format!("no node can have the PublicIPv6 {ip}")),
+        None => return Some("its lease has an IPv6 subnet and no PublicIPv6".to_owned()),
+    }
+    let Some(range) = config?.ipv6 else {
+        return Some("the network has no IPv6".to_owned());
+    };
+    let (min, max) = (range.subnet_min, range.subnet_max);
+    let why = || {
+        let network = range.network.into();
+        misfit(subnet.into(), network, range.subnet_len, min, max, "IPv6")
+    };
+    (!range.allows(subnet)).then(why)
 }
 
 fn no_lease(key: SubnetKey, reason: String) -> NoLease {
@@ -139,6 +165,7 @@ mod tests {
                 key: format!("/p/subnets/{key}"),
                 value: LeaseRecord::udp([192, 168, 0, 9].into()).to_json(),
                 revision: 1,
+                created: 0,
                 ttl: None,
             };
             assert!(read_peer("/p", &entry, None).is_ok(), "{key}");
@@ -162,6 +189,40 @@ mod tests {
     }
 
     #[test]
+    fn each_half_of_a_lease_counts_by_itself() {
+        let config = |text: &str| NetworkConfig::parse(text).unwrap();
+        let dual = config(
+            r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48",
+                "Backend":{"Type":"host-gw"}}"#,
+        );
+        let plain = config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}}"#);
+        let both = r#"{"PublicIP":"192.168.0.9","PublicIPv6":"fd01::9","BackendType":"host-gw"}"#;
+        let ipv4 = r#"{"PublicIP":"192.168.0.9","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        let ipv6 = r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd01::9","BackendType":"host-gw"}"#;
+        let local = r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fe80::9","BackendType":"host-gw"}"#;
+        for (key, record, config, is_peer, has_ipv6) in [
+            ("10.3.4.0-24&fd00:0:0:4::-64", both, &dual, true, true),
+            ("10.3.4.0-24&fd00:0:0:4::-64", both, &plain, true, false),
+            ("10.3.4.0-24&fd00:0:0:4::-64", ipv4, &dual, true, false),
+            ("10.3.4.0-24&fd00:0:0:4::-65", both, &dual, true, false),
+            ("10.3.4.0-24", both, &dual, true, false),
+            ("10.4.4.0-24&fd00:0:0:4::-64", both, &dual, false, true),
+            ("0.0.0.0-0&fd00:0:0:4::-64", ipv6, &dual, true, true),
+            ("0.0.0.0-0&fd00:0:0:4::-64", ipv6, &plain, false, false),
+            ("0.0.0.0-0&fd00:0:1:4::-64", ipv6, &dual, false, false),
+            ("0.0.0.0-0&fd00:0:0:4::-64", local, &dual, false, false),
+            ("0.0.0.0-0", both, &dual, false, false),
+        ] {
+            let (key, record) = (key.parse().unwrap(), LeaseRecord::parse(record).unwrap());
+            let is = (
+                check_peer(key, &record, Some(config)).is_ok(),
+                ipv6_fault(key, &record, Some(config)).is_none(),
+            );
+            assert_eq!(is, (is_peer, has_ipv6), "{key} {record:?}");
+        }
+    }
+
+    #[test]
     fn values_are_read_up_to_a_length_that_no_record_has() {
         let record = LeaseRecord::udp([192, 168, 0, 9].into());
         let read = |len: usize| {
@@ -171,6 +232,7 @@ mod tests {
                 key: "/p/subnets/10.3.9.0-24".to_owned(),
                 value,
                 revision: 1,
+                created: 0,
                 ttl: None,
             };
             read_entry("/p", &entry).map(|(_, record)| record)

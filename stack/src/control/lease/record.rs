@@ -1,7 +1,7 @@
 //! The value of a lease: who holds it and how to reach its pods, byte for byte as flannel writes
 //! it and as leniently read.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::config::{Backend, fields};
 use super::text::shorten;
+use crate::addresses::Addresses;
 
 /// A lease's value. Its fields are in the order in which flannel writes them.
 #[derive(Debug, Clone, Serialize)]
@@ -147,6 +148,37 @@ impl LeaseRecord {
         }
     }
 
+    /// The same of a node that has an IPv6 subnet too: where its tunnel ends, and for VXLAN the MAC
+    /// address of its VTEP for IPv6.
+    #[must_use]
+    pub fn with_ipv6(self, backend: &Backend, public_ipv6: Ipv6Addr, vtep_mac: VtepMac) -> Self {
+        let data = match backend {
+            Backend::Vxlan(options) => {
+                let data = VxlanData {
+                    vni: options.vni.get(),
+                    vtep_mac: vtep_mac.to_string(),
+                };
+                serde_json::value::to_raw_value(&data).ok()
+            }
+            _ => None,
+        };
+        Self {
+            public_ipv6: Some(public_ipv6),
+            backend_v6_data: data,
+            ..self
+        }
+    }
+
+    /// The same of a node that has an IPv6 subnet alone.
+    #[must_use]
+    pub fn without_ipv4(self) -> Self {
+        Self {
+            public_ip: Ipv4Addr::UNSPECIFIED,
+            backend_data: None,
+            ..self
+        }
+    }
+
     /// Reads a lease's value.
     ///
     /// # Errors
@@ -206,11 +238,45 @@ impl LeaseRecord {
     /// not told it yet (Windows nodes first write an empty one).
     #[must_use]
     pub fn vtep_mac(&self) -> Option<VtepMac> {
+        self.mac_in(self.backend_data.as_ref()?)
+    }
+
+    /// The same of the VTEP for IPv6, which has another one.
+    #[must_use]
+    pub fn vtep_mac_v6(&self) -> Option<VtepMac> {
+        self.mac_in(self.backend_v6_data.as_ref()?)
+    }
+
+    fn mac_in(&self, data: &RawValue) -> Option<VtepMac> {
         if self.backend_type != "vxlan" {
             return None;
         }
-        let mut data = fields(self.backend_data.as_ref()?.get()).ok()?;
+        let mut data = fields(data.get()).ok()?;
         data.remove("vtepmac")?.as_str()?.parse().ok()
+    }
+
+    /// The address that tells the node from others: that of IPv4, or if there is none that of IPv6.
+    #[must_use]
+    pub fn node_address(&self) -> IpAddr {
+        match self.public_ipv6 {
+            Some(ipv6) if self.public_ip.is_unspecified() => ipv6.into(),
+            _ => self.public_ip.into(),
+        }
+    }
+
+    /// The public addresses of the node.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        let ipv4 = (!self.public_ip.is_unspecified()).then_some(self.public_ip);
+        Addresses::new(ipv4, self.public_ipv6).unwrap_or_else(|| self.public_ip.into())
+    }
+
+    /// Whether it is complete for a key with an IPv6 subnet: flannel's nodes stop to follow leases at
+    /// one that is not.
+    #[must_use]
+    pub fn carries_ipv6(&self) -> bool {
+        self.public_ipv6.is_some()
+            && (self.backend_type != "vxlan" || self.backend_v6_data.is_some())
     }
 
     /// The TCP and UDP checksums that the node takes from the tunnel.
@@ -330,6 +396,43 @@ mod tests {
         let record = LeaseRecord::parse(dual).unwrap();
         assert_eq!(record.to_json(), dual);
         assert_eq!(record.vtep_mac(), None, "a Windows node that is not ready");
+    }
+
+    #[test]
+    fn records_of_both_versions_are_byte_for_byte_flannels() {
+        let (mac, mac6) = ("c6:d2:32:6f:8f:44", "0e:11:22:33:44:55");
+        let (mac, mac6) = (mac.parse().unwrap(), mac6.parse().unwrap());
+        let vxlan = Backend::Vxlan(VxlanOptions::default());
+        let (ip, ipv6) = ([192, 168, 64, 3].into(), "fd00::3".parse().unwrap());
+        let dual = LeaseRecord::of(&vxlan, ip, mac).with_ipv6(&vxlan, ipv6, mac6);
+        let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"0e:11:22:33:44:55"}}"#;
+        assert_eq!(dual.to_json(), text);
+        let read = LeaseRecord::parse(text).unwrap();
+        assert_eq!(read, dual);
+        assert_eq!(
+            (read.vtep_mac(), read.vtep_mac_v6()),
+            (Some(mac), Some(mac6))
+        );
+        assert!(read.carries_ipv6());
+        assert_eq!(read.node_address(), IpAddr::V4(ip));
+
+        let only = dual.without_ipv4();
+        let text = r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"0e:11:22:33:44:55"}}"#;
+        assert_eq!(only.to_json(), text);
+        assert_eq!(LeaseRecord::parse(text).unwrap(), only);
+        assert_eq!(only.node_address(), IpAddr::V6(ipv6));
+
+        let host_gw = LeaseRecord::of(&Backend::HostGw, ip, mac);
+        let host_gw = host_gw.with_ipv6(&Backend::HostGw, ipv6, mac6);
+        let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"host-gw"}"#;
+        assert_eq!(host_gw.to_json(), text);
+        assert!(host_gw.carries_ipv6());
+        for incomplete in [
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"host-gw"}"#,
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::3","BackendType":"vxlan"}"#,
+        ] {
+            assert!(!LeaseRecord::parse(incomplete).unwrap().carries_ipv6());
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What a node wants of its lease.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 
@@ -21,8 +21,37 @@ pub const RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(43_
 pub struct Identity {
     /// Where its tunnel ends; one lease per address.
     pub public_ip: Ipv4Addr,
+    /// The same for IPv6; without one a node has no IPv6 subnet ([`is_public_ipv6`]).
+    pub public_ipv6: Option<Ipv6Addr>,
     /// Its VTEP.
     pub vtep_mac: VtepMac,
+}
+
+impl Identity {
+    /// The MAC address of its VTEP for IPv6.
+    #[must_use]
+    pub fn vtep_mac_v6(&self) -> VtepMac {
+        vtep_mac_v6(self.vtep_mac)
+    }
+}
+
+/// The MAC address of a node's VTEP for IPv6: another one than that for IPv4, as flannel's devices
+/// have it.
+#[must_use]
+pub fn vtep_mac_v6(ipv4: VtepMac) -> VtepMac {
+    let mut bytes = ipv4.get().0;
+    bytes[5] ^= 0x80;
+    VtepMac::from_random(bytes)
+}
+
+/// Whether the end of a node's tunnel can have this address: link-local ones mean nothing elsewhere,
+/// and IPv4 in IPv6 is IPv4.
+#[must_use]
+pub fn is_public_ipv6(address: Ipv6Addr) -> bool {
+    !(address.is_unspecified()
+        || address.is_multicast()
+        || address.is_unicast_link_local()
+        || address.to_ipv4_mapped().is_some())
 }
 
 /// Which network configuration a node wants.
@@ -48,6 +77,8 @@ pub struct ManagerSettings {
     pub checksums: Checksums,
     /// The subnet of an earlier run.
     pub previous: Option<Ipv4Net>,
+    /// The IPv6 subnet of an earlier run.
+    pub previous_ipv6: Option<Ipv6Net>,
     /// The network configuration that the node wants.
     pub wanted_config: WantedConfig,
     /// A lease is renewed when so much of its time is left; [`RENEW_MARGIN`] by default.
@@ -74,6 +105,7 @@ impl ManagerSettings {
             prefix,
             checksums: Checksums::Partial,
             previous: None,
+            previous_ipv6: None,
             wanted_config,
             renew_margin: RENEW_MARGIN,
             repeats: false,

@@ -4,7 +4,7 @@
 //! the store could have them all: each is a route and a peer at every node.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::key::SubnetKey;
 
@@ -15,13 +15,13 @@ const MAX: usize = 16;
 /// The leases of other nodes by their public addresses.
 #[derive(Debug, Clone, Default)]
 pub struct Shares {
-    by_address: BTreeMap<Ipv4Addr, BTreeSet<SubnetKey>>,
+    by_address: BTreeMap<IpAddr, BTreeSet<SubnetKey>>,
 }
 
 impl Shares {
     /// Takes a lease, and says which one does not count any more if there are too many now; it may
     /// be this one.
-    pub fn add(&mut self, address: Ipv4Addr, key: SubnetKey) -> Option<SubnetKey> {
+    pub fn add(&mut self, address: IpAddr, key: SubnetKey) -> Option<SubnetKey> {
         let keys = self.by_address.entry(address).or_default();
         if !keys.insert(key) {
             return None;
@@ -31,7 +31,7 @@ impl Shares {
     }
 
     /// Forgets a lease, and says which one counts instead, if one waited.
-    pub fn remove(&mut self, address: Ipv4Addr, key: SubnetKey) -> Option<SubnetKey> {
+    pub fn remove(&mut self, address: IpAddr, key: SubnetKey) -> Option<SubnetKey> {
         let counted = self.counts(address, key);
         let keys = self.by_address.get_mut(&address)?;
         if !keys.remove(&key) {
@@ -46,14 +46,14 @@ impl Shares {
 
     /// Whether a lease is among those that count.
     #[must_use]
-    pub fn counts(&self, address: Ipv4Addr, key: SubnetKey) -> bool {
+    pub fn counts(&self, address: IpAddr, key: SubnetKey) -> bool {
         let keys = self.by_address.get(&address);
         keys.is_some_and(|keys| keys.iter().take(MAX).any(|it| *it == key))
     }
 
     /// Why a lease that is not among them does not count.
     #[must_use]
-    pub fn excess(address: Ipv4Addr) -> String {
+    pub fn excess(address: IpAddr) -> String {
         format!("{address} has more than {MAX} leases, and only the first count")
     }
 }
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn the_first_leases_of_an_address_count_whatever_the_order() {
-        let address = Ipv4Addr::new(192, 168, 0, 9);
+        let address = IpAddr::from([192, 168, 0, 9]);
         let key = |i: u8| SubnetKey::new(ipnet::Ipv4Net::new([10, 3, i, 0].into(), 24).unwrap());
         let counting = |shares: &Shares| {
             let all = (0..=255).filter(|i| shares.counts(address, key(*i)));

@@ -383,6 +383,7 @@ fn name(op: &Op) -> String {
         Op::Get(key) => format!("get {key}"),
         Op::List(prefix) => format!("list {prefix}"),
         Op::Create { key, value, .. } => format!("create {key} = {value}"),
+        Op::Claim { value, .. } => format!("{op} = {value}"),
         Op::CompareAndPut {
             key,
             value,

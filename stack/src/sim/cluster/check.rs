@@ -197,12 +197,13 @@ impl Cluster {
 
     fn overlaps(&self, text: &mut String) {
         let mut subnets = BTreeMap::new();
+        let mut of_ipv6 = BTreeMap::new();
         for (number, machine) in self.machines.iter().enumerate() {
             let process = machine.process.as_ref();
             let Some(running) = process.and_then(|process| process.running.as_ref()) else {
                 continue;
             };
-            let ours = running.key.ipv4;
+            let ours = running.ipv4();
             let before = subnets.range(..=ours).next_back();
             let after = subnets.range(ours..).next();
             for (theirs, other) in before.into_iter().chain(after) {
@@ -214,6 +215,11 @@ impl Cluster {
                 }
             }
             subnets.insert(ours, number);
+            if let Some(ipv6) = running.key.ipv6()
+                && let Some(other) = of_ipv6.insert(ipv6, number)
+            {
+                let _ = write!(text, "\n  machines {other} and {number} both have {ipv6}");
+            }
         }
     }
 
@@ -239,6 +245,9 @@ impl Cluster {
         let record = process.agent.manager.record();
         if record.public_ip != public_ip {
             let _ = write!(text, "\n  machine {number} is not told of its address");
+        }
+        if record.public_ipv6.is_some() != running.key.ipv6().is_some() {
+            let _ = write!(text, "\n  machine {number} has half a record: {record:?}");
         }
         let value = record.to_json();
         let mut all = records.iter();
@@ -324,7 +333,7 @@ impl Cluster {
         let running = |machine: &Machine| {
             let process = machine.process.as_ref()?;
             let running = process.running.as_ref()?;
-            Some((process.number, running.key.ipv4, machine.public_ip))
+            Some((process.number, running.ipv4(), machine.public_ip))
         };
         let all: Vec<_> = self.machines.iter().map(running).collect();
         let mut pairs = Vec::new();
@@ -473,7 +482,7 @@ fn check_node(number: usize, running: &LeasedNode, node: &Node) -> Result<(), Vi
     if node.ports().count() != running.ports.len() {
         return wrong("has other ports than were attached");
     }
-    let own = IpNet::V4(running.key.ipv4);
+    let own = IpNet::V4(running.ipv4());
     let peers = reach(node).into_keys();
     let mut expected: BTreeSet<_> = peers.filter(|peer| !own.contains(peer)).collect();
     expected.insert(own);

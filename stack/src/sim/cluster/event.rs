@@ -242,7 +242,7 @@ impl Cluster {
         let Some(running) = process.and_then(|process| process.running.as_ref()) else {
             return;
         };
-        let own = running.key.ipv4;
+        let own = running.ipv4();
         let other = match is_wider {
             true => own.supernet(),
             false => Ipv4Net::new(own.network(), own.prefix_len() + 1).ok(),
@@ -271,7 +271,7 @@ impl Cluster {
 
     fn rewrite(&mut self, entry: Entry, key: SubnetKey, what: Forgery) {
         let now = self.queue.now();
-        let [.., last, _] = key.ipv4.network().octets();
+        let [.., last, _] = key.ipv4().unwrap_or_default().network().octets();
         let (value, ttl) = match what {
             Forgery::Rubbish => ("rubbish".to_owned(), entry.ttl),
             Forgery::Reservation => (entry.value, None),

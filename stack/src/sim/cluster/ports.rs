@@ -90,7 +90,7 @@ impl Cluster {
         let assigned = Assigned {
             mac,
             address,
-            subnet: running.key.ipv4,
+            subnet: running.ipv4(),
             gateway: running.node().gateway_ipv4(),
             gateway_mac: running.gateway_mac,
             mtu: running.node().mtu(),

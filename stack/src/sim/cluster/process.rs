@@ -13,7 +13,7 @@ use smoltcp::time::{Duration, Instant};
 use super::Cluster;
 use crate::addresses::ipv4;
 use crate::control::lease::{
-    Change, ConfigFault, Identity, Manager, ManagerSettings, OwnChange, SubnetKey, overlap,
+    Change, ConfigFault, Identity, Manager, ManagerSettings, OwnChange, SubnetKey,
 };
 use crate::control::names::SharerSettings;
 use crate::control::plane::{ControlPlane, Operation};
@@ -52,17 +52,19 @@ impl Cluster {
         let disk = machine.disk.get_or_insert_with(|| Disk {
             vtep_mac: VtepMac::from_random(random.mac()),
             gateway_mac: VtepMac::from_random(random.mac()),
-            subnet: None,
+            lease: None,
             addresses: None,
         });
         let manager = Manager::new(ManagerSettings {
             identity: Identity {
                 public_ip: machine.public_ip,
+                public_ipv6: machine.public_ipv6,
                 vtep_mac: disk.vtep_mac,
             },
             prefix: PREFIX.to_owned(),
             checksums: Checksums::Complete,
-            previous: disk.subnet,
+            previous: disk.lease.and_then(|lease| lease.ipv4()),
+            previous_ipv6: disk.lease.and_then(|lease| lease.ipv6()),
             wanted_config: self.setup.wanted_config(),
             renew_margin: self.setup.renew_margin,
             repeats: self.setup.is_etcd(),
@@ -192,6 +194,9 @@ impl Cluster {
                 }
             }
             OwnChange::Renewed
+            | OwnChange::NoIpv6(_)
+            | OwnChange::Changed { .. }
+            | OwnChange::Overlap { .. }
             | OwnChange::Disputed(_)
             | OwnChange::Replaced { .. }
             | OwnChange::Moved { .. }
@@ -219,9 +224,13 @@ impl Cluster {
                 "machine {number} has {key} and no network configuration"
             )));
         };
-        disk.subnet = Some(key.ipv4);
+        disk.lease = Some(key);
         let mtu = machine.mtu.get().into();
         let plan = TunnelPlan::new(&config.backend, disk.vtep_mac, None, mtu).map_err(misfit)?;
+        let plan = match key.ipv6() {
+            Some(_) => plan.with_ipv6(),
+            None => plan,
+        };
         let node = node_config(&plan, key, disk, &self.setup, &mut self.random);
         let workers = workers(&node, key, &self.setup, &mut self.outside, now)?;
         let memory = disk.addresses.as_ref();
@@ -235,7 +244,7 @@ impl Cluster {
             prefix: PREFIX.to_owned(),
             network: config.network.into(),
             node: node_name(number),
-            subnet: key,
+            subnet: key.first().into(),
         };
         let mut running = LeasedNode {
             key,
@@ -249,13 +258,13 @@ impl Cluster {
             awaited: (awaited, now + AWAITED),
             gone: BTreeSet::new(),
         };
-        let network = running.config.network;
+        let networks = running.config.networks();
         let (awaited, until) = running.awaited.clone();
         running.each_node(|node| {
-            node.set_egress(Some(network.into()));
+            node.set_egress(Some(networks));
             node.await_pods(awaited.iter().copied().map(IpAddr::V4), until);
         });
-        process.control.start(running.config.backend.clone(), plan);
+        process.control.start(running.config.clone(), plan, key);
         process.running = Some(running);
         process.update_tables(now);
         self.tell_link(number);
@@ -281,7 +290,7 @@ impl Cluster {
                 continue;
             };
             if let Some(running) = &process.running
-                && overlap(running.key.ipv4, key.ipv4)
+                && running.key.overlaps(&key)
                 && !self.oracle.is_excused(running.key, other)
             {
                 let theirs = running.key;
@@ -326,7 +335,7 @@ fn workers(
     let mut owners = None;
     for number in 0..setup.workers {
         let node = Node::new(node.clone(), now).map_err(|error| Violation(error.to_string()))?;
-        let egress = way_out::config(key.ipv4, node.mtu(), outside.seed());
+        let egress = way_out::config(key.ipv4().unwrap_or_default(), node.mtu(), outside.seed());
         let seed = egress.random_seed;
         let mut path = Datapath::new(node, Egress::new(egress, now));
         if setup.workers > 1 {
@@ -346,7 +355,7 @@ fn node_config(
     random: &mut Random,
 ) -> NodeConfig {
     NodeConfig {
-        subnet: key.ipv4.into(),
+        subnet: key.nets(),
         gateway_mac: disk.gateway_mac.get(),
         tunnel: plan.tunnel,
         mtu: plan.mtu,

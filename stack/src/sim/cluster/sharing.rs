@@ -190,7 +190,7 @@ impl Cluster {
             let Some(theirs) = running(other) else {
                 continue;
             };
-            let known = own.names.names.record(theirs.key.ipv4);
+            let known = own.names.names.record(theirs.key.first());
             let expected = theirs.pods.records();
             if known.is_none_or(|known| known.pods != expected || known.node != node_name(other)) {
                 let _ = write!(

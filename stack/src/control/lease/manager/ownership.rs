@@ -7,9 +7,9 @@
 //! good: a node that is alive keeps what its pods use, and the copy ends with a message, whichever of
 //! the two came later.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 
@@ -31,10 +31,14 @@ pub(super) struct Ownership {
     pub(super) identity: Identity,
     /// The subnet of an earlier run.
     previous: Option<Ipv4Net>,
+    /// The IPv6 subnet of an earlier run.
+    previous_ipv6: Option<Ipv6Net>,
     /// The public address before the last change at run time.
     former: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    former_ipv6: Option<Ipv6Addr>,
     /// The public address from which our record was moved at the start.
-    moved_from: Option<Ipv4Addr>,
+    moved_from: Option<IpAddr>,
     disputes: u32,
     /// How often a node with our identity took our record.
     challenges: u32,
@@ -58,7 +62,7 @@ pub(super) enum TakeOver {
     /// It is moved here from another public address.
     Moved {
         /// That address.
-        from: Ipv4Addr,
+        from: IpAddr,
     },
     /// It has our public address, but another VTEP wrote it.
     Replaced {
@@ -72,7 +76,9 @@ impl Ownership {
         Self {
             identity,
             previous: previous.map(|previous| previous.trunc()),
+            previous_ipv6: None,
             former: None,
+            former_ipv6: None,
             moved_from: None,
             disputes: 0,
             challenges: 0,
@@ -85,10 +91,23 @@ impl Ownership {
         self.previous
     }
 
+    /// The same with the IPv6 subnet of an earlier run.
+    pub(super) fn with_previous_ipv6(self, previous: Option<Ipv6Net>) -> Self {
+        Self {
+            previous_ipv6: previous.map(|previous| previous.trunc()),
+            ..self
+        }
+    }
+
+    /// The IPv6 subnet of an earlier run.
+    pub(super) fn previous_ipv6(&self) -> Option<Ipv6Net> {
+        self.previous_ipv6
+    }
+
     /// We were never in this store, and have another VTEP there.
     pub(super) fn begin_anew(&mut self, vtep_mac: VtepMac) {
         self.identity.vtep_mac = vtep_mac;
-        self.previous = None;
+        (self.previous, self.previous_ipv6) = (None, None);
     }
 
     /// Our public address is this one now; whether that is another.
@@ -101,6 +120,32 @@ impl Ownership {
         true
     }
 
+    /// Our public IPv6 address is this one now, or there is none; whether that is another.
+    pub(super) fn set_public_ipv6(&mut self, public_ipv6: Option<Ipv6Addr>) -> bool {
+        let old = std::mem::replace(&mut self.identity.public_ipv6, public_ipv6);
+        if old == public_ipv6 {
+            return false;
+        }
+        self.former_ipv6 = old;
+        true
+    }
+
+    /// The address that tells us from other nodes.
+    pub(super) fn address(&self, is_ipv6_only: bool) -> IpAddr {
+        match self.identity.public_ipv6 {
+            Some(ipv6) if is_ipv6_only => ipv6.into(),
+            _ => self.identity.public_ip.into(),
+        }
+    }
+
+    /// Whether a record has our public address; that of IPv6 where it has no other.
+    pub(super) fn has_our_address(&self, record: &LeaseRecord) -> bool {
+        match record.node_address() {
+            IpAddr::V4(address) => address == self.identity.public_ip,
+            IpAddr::V6(address) => Some(address) == self.identity.public_ipv6,
+        }
+    }
+
     /// Whether a record is ours: under our public address, or written by our VTEP for the subnet
     /// that we have (`held`) or had, or under the address that we had.
     pub(super) fn is_ours(
@@ -109,10 +154,10 @@ impl Ownership {
         key: SubnetKey,
         record: &LeaseRecord,
     ) -> bool {
-        if record.public_ip == self.identity.public_ip {
+        if self.has_our_address(record) {
             return true;
         }
-        let is_by_our_vtep = record.vtep_mac() == Some(self.identity.vtep_mac);
+        let is_by_our_vtep = self.is_by_our_vtep(record);
         match held {
             // The old address is still in what we wrote, whatever the backend.
             Some(held) if held == key => self.is_former(record) || is_by_our_vtep,
@@ -124,7 +169,7 @@ impl Ownership {
     /// Whether a record has our public address, or the one that we had: not that of another node with
     /// our identity.
     pub(super) fn is_at_our_address(&self, record: &LeaseRecord) -> bool {
-        record.public_ip == self.identity.public_ip || self.is_former(record)
+        self.has_our_address(record) || self.is_former(record)
     }
 
     /// The record to go on with: that of the subnet that our pods have, else one that our VTEP wrote,
@@ -132,7 +177,8 @@ impl Ownership {
     pub(super) fn preferred_record<'a>(&self, own: &'a [OwnEntry]) -> Option<&'a OwnEntry> {
         let vtep_mac = self.identity.vtep_mac;
         own.iter().min_by_key(|(key, _, record)| {
-            let is_foreign = record.vtep_mac().is_some_and(|mac| mac != vtep_mac);
+            let mac = record.vtep_mac();
+            let is_foreign = mac.is_some_and(|mac| mac != vtep_mac);
             (!self.is_previous(*key), is_foreign)
         })
     }
@@ -140,8 +186,8 @@ impl Ownership {
     /// Notes that we go on with a record; how it came to be ours, if it is not simply our own and that
     /// was not said yet.
     pub(super) fn take_over(&mut self, key: SubnetKey, record: &LeaseRecord) -> Option<TakeOver> {
-        let from = record.public_ip;
-        if from != self.identity.public_ip {
+        let from = record.node_address();
+        if !self.has_our_address(record) {
             let is_news = self.moved_from.replace(from) != Some(from);
             return is_news.then_some(TakeOver::Moved { from });
         }
@@ -155,7 +201,7 @@ impl Ownership {
         if self.is_at_our_address(record) {
             return self.dispute(now);
         }
-        if self.moved_from == Some(record.public_ip) {
+        if self.moved_from == Some(record.node_address()) {
             // We moved it here because nobody seemed to have it, and its holder writes it again.
             return Contest::Cloned;
         }
@@ -183,11 +229,26 @@ impl Ownership {
     }
 
     fn is_previous(&self, key: SubnetKey) -> bool {
-        self.previous == Some(key.ipv4)
+        match key.ipv4() {
+            Some(ipv4) => self.previous == Some(ipv4),
+            None => key.ipv6().is_some() && self.previous_ipv6 == key.ipv6(),
+        }
     }
 
     fn is_former(&self, record: &LeaseRecord) -> bool {
-        Some(record.public_ip) == self.former
+        match record.node_address() {
+            IpAddr::V4(address) => Some(address) == self.former,
+            IpAddr::V6(address) => Some(address) == self.former_ipv6,
+        }
+    }
+
+    fn is_by_our_vtep(&self, record: &LeaseRecord) -> bool {
+        let mac = record.vtep_mac().or(record.vtep_mac_v6());
+        let own = match record.vtep_mac() {
+            Some(_) => self.identity.vtep_mac,
+            None => self.identity.vtep_mac_v6(),
+        };
+        mac == Some(own)
     }
 }
 
@@ -220,6 +281,7 @@ mod tests {
     fn ownership() -> Ownership {
         let identity = Identity {
             public_ip: ip(1),
+            public_ipv6: None,
             vtep_mac: mac(1),
         };
         Ownership::new(identity, Some("10.244.1.0/24".parse().unwrap()))
@@ -257,6 +319,7 @@ mod tests {
                 key: key.to_string(),
                 value: String::new(),
                 revision: 1,
+                created: 0,
                 ttl: None,
             };
             (key, entry, record)
@@ -276,7 +339,7 @@ mod tests {
     #[test]
     fn who_is_taken_over_from_is_said_once() {
         let mut own = ownership();
-        let moved = Some(TakeOver::Moved { from: ip(2) });
+        let moved = Some(TakeOver::Moved { from: ip(2).into() });
         assert_eq!(own.take_over(key(1), &record(2, 1)), moved);
         assert_eq!(own.take_over(key(1), &record(2, 1)), None);
         let replaced = Some(TakeOver::Replaced { vtep_mac: mac(9) });

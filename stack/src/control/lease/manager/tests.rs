@@ -1,5 +1,7 @@
 //! The lease rules against a store in memory.
 
+mod dual;
+
 use ipnet::Ipv4Net;
 
 use super::ownership::{DISPUTE_MEMORY, MAX_DISPUTES};
@@ -31,6 +33,10 @@ impl Store {
             key: key.clone(),
             value,
             revision: self.revision,
+            created: self
+                .entries
+                .get(&key)
+                .map_or(self.revision, |old| old.created),
             ttl,
         };
         self.log.push(WatchEvent::Put(entry.clone()));
@@ -81,6 +87,34 @@ impl Store {
                 self.write(&key, &value, ttl);
                 Answer::Done(self.revision)
             }
+            Op::Claim {
+                key,
+                value,
+                ttl,
+                prefix,
+                seen,
+                replaces,
+            } => {
+                let mut known = self.entries.values();
+                let is_as_seen =
+                    known.all(|it| it.revision <= seen || !it.key.starts_with(&prefix));
+                let is_there = |(old, expected): &(String, Revision)| {
+                    self.entries
+                        .get(old)
+                        .is_some_and(|it| it.revision == *expected)
+                };
+                if self.entries.contains_key(&key) || !is_as_seen || !replaces.iter().all(is_there)
+                {
+                    return Answer::Conflict;
+                }
+                if let Some((old, _)) = replaces {
+                    let revision = self.revision + 1;
+                    self.entries.remove(&old);
+                    self.log.push(WatchEvent::Delete { key: old, revision });
+                }
+                self.write(&key, &value, ttl);
+                Answer::Done(self.revision)
+            }
             Op::CompareAndPut {
                 key,
                 value,
@@ -126,11 +160,13 @@ fn manager(last: u8) -> Manager {
     Manager::new(ManagerSettings {
         identity: Identity {
             public_ip: [192, 168, 0, last].into(),
+            public_ipv6: None,
             vtep_mac: VtepMac::from_random([last; 6]),
         },
         prefix: PREFIX.to_owned(),
         checksums: Checksums::Complete,
         previous: None,
+        previous_ipv6: None,
         wanted_config: WantedConfig::Any,
         renew_margin: RENEW_MARGIN,
         repeats: false,
@@ -366,7 +402,7 @@ fn a_record_of_another_owner_is_never_written_over() {
     assert!(
         changes.contains(&Change::Own(OwnChange::Lost(Loss::Taken {
             key: subnet.clone(),
-            holder
+            holder: holder.into()
         }))),
         "{changes:?}"
     );
@@ -967,13 +1003,17 @@ fn an_overlapping_lease_takes_a_subnet_whose_record_is_gone() {
     // Of one length those that overlap differ in IPv6 alone.
     store.lease(&format!("{key}&fd00::-64"), [192, 168, 0, 9]);
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
-    assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+    let last = changes.last();
+    assert!(matches!(last, Some(Change::Peer(..))), "{changes:?}");
     store.delete(&format!("{PREFIX}/subnets/{key}"));
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
     let holder = Ipv4Addr::new(192, 168, 0, 9);
     assert_eq!(
         changes,
-        [Change::Own(OwnChange::Lost(Loss::Taken { key, holder }))]
+        [Change::Own(OwnChange::Lost(Loss::Taken {
+            key,
+            holder: holder.into()
+        }))]
     );
     assert_eq!(store.subnets().len(), 1, "nothing is written any more");
 }
@@ -989,7 +1029,7 @@ fn writing(store: &mut Store, is_renewal: bool) -> (Manager, Op, Instant) {
     }
     loop {
         match manager.poll(now) {
-            Action::Store(op @ (Op::Create { .. } | Op::CompareAndPut { .. })) => {
+            Action::Store(op @ (Op::Claim { .. } | Op::CompareAndPut { .. })) => {
                 return (manager, op, now);
             }
             Action::Store(op) => manager.answer(now, store.execute(op)),
@@ -1092,10 +1132,7 @@ fn a_store_that_was_wiped_gets_our_record_again() {
     };
     manager.answer(Instant::ZERO, store.execute(list));
     let create = manager.poll(Instant::ZERO);
-    assert!(
-        matches!(create, Action::Store(Op::Create { .. })),
-        "at once"
-    );
+    assert!(matches!(create, Action::Store(Op::Claim { .. })), "at once");
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
     assert_eq!(changes, [Change::Own(OwnChange::Renewed)]);
     assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
@@ -1586,7 +1623,7 @@ fn conflicts_are_looked_into_at_once_three_times() {
     let mut delays = Vec::new();
     while delays.len() < 7 {
         match manager.poll(now) {
-            Action::Store(Op::Create { .. }) => {
+            Action::Store(Op::Claim { .. }) => {
                 manager.answer(now, Answer::Conflict);
                 delays.push(0);
             }
@@ -1899,7 +1936,7 @@ fn a_record_whose_writing_was_not_answered_is_written_again() {
     };
     let answer = store.execute(op);
     manager.answer(now, answer);
-    let Action::Store(op @ Op::Create { .. }) = manager.poll(now) else {
+    let Action::Store(op @ Op::Claim { .. }) = manager.poll(now) else {
         panic!()
     };
     store.execute(op);

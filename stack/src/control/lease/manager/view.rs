@@ -1,15 +1,15 @@
 //! The leases of other nodes, as last reported by the store.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use smoltcp::time::Instant;
 
 use super::relist::REPUBLISHING;
 use crate::control::kv::{Entry, Revision};
-use crate::control::lease::change::{Change, OwnChange};
-use crate::control::lease::config::NetworkConfig;
+use crate::control::lease::change::{Change, Contested, OwnChange};
+use crate::control::lease::config::{Ipv6Range, NetworkConfig};
 use crate::control::lease::key::{SubnetKey, overlap};
 use crate::control::lease::reader::{self, NoLease};
 use crate::control::lease::record::LeaseRecord;
@@ -29,6 +29,14 @@ pub(super) struct View {
     prefix: String,
     /// All leases but our own, by key.
     leases: BTreeMap<SubnetKey, LeaseRecord>,
+    /// When each was created; 0 if that is not known.
+    created: BTreeMap<SubnetKey, Revision>,
+    /// Those that have an IPv6 subnet by it.
+    by_ipv6: BTreeMap<Ipv6Net, BTreeSet<SubnetKey>>,
+    /// Those of which others have a subnet, too, and come first.
+    contested: BTreeMap<SubnetKey, Contested>,
+    /// The lease that this node holds, and its address.
+    own: Option<(SubnetKey, IpAddr)>,
     /// Which of them count: there may be too many of one public address.
     shares: Shares,
     /// Those that the store has lost with ours, and until when they are waited for.
@@ -50,6 +58,10 @@ impl View {
         Self {
             prefix,
             leases: BTreeMap::new(),
+            created: BTreeMap::new(),
+            by_ipv6: BTreeMap::new(),
+            contested: BTreeMap::new(),
+            own: None,
             shares: Shares::default(),
             missing: BTreeMap::new(),
             skipped: BTreeMap::new(),
@@ -69,17 +81,108 @@ impl View {
     /// The leases of peers.
     pub(super) fn peers(&self) -> impl Iterator<Item = (&SubnetKey, &LeaseRecord)> {
         let all = self.leases.iter();
-        all.filter(|(key, record)| self.shares.counts(record.public_ip, **key))
+        all.filter(|(key, record)| self.shares.counts(record.node_address(), **key))
     }
 
     /// The public address of who holds a subnet, or one that overlaps it.
-    pub(super) fn holder_of(&self, key: SubnetKey) -> Option<Ipv4Addr> {
+    pub(super) fn holder_of(&self, key: SubnetKey) -> Option<IpAddr> {
         let record = self.leases.get(&key).or_else(|| {
             let mut leases = self.leases.iter();
-            let other = leases.find(|(other, _)| overlap(other.ipv4, key.ipv4));
+            let other = leases.find(|(other, _)| other.overlaps(&key));
             other.map(|(_, record)| record)
         });
-        record.map(|record| record.public_ip)
+        record.map(LeaseRecord::node_address)
+    }
+
+    /// The leases that have the same subnet as `key` of IPv4, or of IPv6. All that count have the
+    /// network's length, so that those that overlap are equal.
+    fn rivals(&self, key: SubnetKey) -> [Vec<SubnetKey>; 2] {
+        let ipv4 = key.ipv4().map(SubnetKey::new);
+        let same = ipv4.into_iter().flat_map(|first| {
+            let from_there = self.leases.range(first..).map(|(key, _)| *key);
+            from_there.take_while(move |other| other.ipv4() == first.ipv4())
+        });
+        let same_ipv6 = key.ipv6().and_then(|ipv6| self.by_ipv6.get(&ipv6));
+        let same_ipv6 = same_ipv6.into_iter().flatten().copied();
+        [
+            same.filter(|other| *other != key).collect(),
+            same_ipv6.filter(|other| *other != key).collect(),
+        ]
+    }
+
+    /// Who comes before a lease in its subnets: this node, then who was created first.
+    fn contested(&self, key: SubnetKey) -> Contested {
+        let order = |key: SubnetKey| (self.created.get(&key).copied().unwrap_or(0), key);
+        let [own_ipv4, own_ipv6] = match self.own {
+            Some((own, _)) if own != key => own.overlaps_each(&key),
+            _ => [false; 2],
+        };
+        let first = |rivals: Vec<SubnetKey>, is_own: bool| match self.own {
+            Some((_, address)) if is_own => Some(address),
+            _ => {
+                let first = rivals.into_iter().min_by_key(|key| order(*key))?;
+                let record = self.leases.get(&first)?;
+                (order(first) < order(key)).then(|| record.node_address())
+            }
+        };
+        let [ipv4, ipv6] = self.rivals(key);
+        Contested {
+            ipv4: first(ipv4, own_ipv4),
+            ipv6: first(ipv6, own_ipv6),
+        }
+    }
+
+    /// Whether a lease of another was created before `created` and has one of our subnets: of IPv4,
+    /// and of IPv6. Where the store does not know that, nobody comes first.
+    pub(super) fn comes_first(&self, key: SubnetKey, created: Revision) -> [bool; 2] {
+        let is_earlier = |other: &SubnetKey| {
+            let theirs = self.created.get(other).copied().unwrap_or(0);
+            theirs != 0 && theirs < created
+        };
+        self.rivals(key).map(|rivals| rivals.iter().any(is_earlier))
+    }
+
+    /// This node holds a lease now: who has a subnet of it, too, has none of its traffic.
+    pub(super) fn set_own(&mut self, own: SubnetKey, address: IpAddr, changes: &mut Changes) {
+        self.own = Some((own, address));
+        for key in self.rivals(own).concat() {
+            self.settle_contest(key, changes);
+        }
+    }
+
+    /// Says who has the subnets of a lease, if that has changed.
+    fn settle_contest(&mut self, key: SubnetKey, changes: &mut Changes) {
+        let Some(record) = self.leases.get(&key) else {
+            self.contested.remove(&key);
+            return;
+        };
+        let contested = self.contested(key);
+        if self.contested.get(&key).copied().unwrap_or_default() == contested {
+            return;
+        }
+        changes.push_back(Change::Contested(key, contested));
+        if contested.is_empty() {
+            self.contested.remove(&key);
+        } else {
+            self.contested.insert(key, contested);
+            let node = record.node_address();
+            changes.push_back(Change::Own(OwnChange::Overlap {
+                key,
+                node,
+                contested,
+            }));
+        }
+    }
+
+    fn settle_contests(&mut self, key: SubnetKey, changes: &mut Changes) {
+        for rival in [key].into_iter().chain(self.rivals(key).concat()) {
+            self.settle_contest(rival, changes);
+        }
+    }
+
+    /// Takes note of when a key was created.
+    pub(super) fn note_created(&mut self, key: SubnetKey, created: Revision) {
+        self.created.insert(key, created);
     }
 
     /// When a lease's key was last written, if it is not a usable lease.
@@ -104,7 +207,8 @@ impl View {
     }
 
     /// Whether a subnet, and each one that overlaps it, is free.
-    pub(super) fn is_free(&self, subnet: Ipv4Net) -> bool {
+    pub(super) fn is_free(&self, subnet: impl Into<IpNet>) -> bool {
+        let subnet = subnet.into();
         !self.occupied().any(|other| overlap(other, subnet))
     }
 
@@ -158,9 +262,13 @@ impl View {
 
     /// A lease is new or has changed. It is a peer's if the public address has not too many.
     pub(super) fn set_peer(&mut self, key: SubnetKey, record: LeaseRecord, changes: &mut Changes) {
-        let address = record.public_ip;
+        let address = record.node_address();
         let old = self.leases.insert(key, record.clone());
-        let old = old.map(|old| old.public_ip);
+        if let Some(ipv6) = key.ipv6() {
+            self.by_ipv6.entry(ipv6).or_default().insert(key);
+        }
+        self.settle_contests(key, changes);
+        let old = old.map(|old| old.node_address());
         let was_peer = old.is_some_and(|old| self.shares.counts(old, key));
         if let Some(old) = old.filter(|old| *old != address) {
             self.release_share(old, key, changes);
@@ -183,17 +291,28 @@ impl View {
     /// A lease has ended, if there was one.
     pub(super) fn remove_peer(&mut self, key: SubnetKey, changes: &mut Changes) {
         self.missing.remove(&key);
-        if let Some(LeaseRecord { public_ip, .. }) = self.leases.remove(&key) {
-            if self.shares.counts(public_ip, key) {
+        self.created.remove(&key);
+        if let Some(record) = self.leases.remove(&key) {
+            let address = record.node_address();
+            if let Some(ipv6) = key.ipv6()
+                && let Some(keys) = self.by_ipv6.get_mut(&ipv6)
+            {
+                keys.remove(&key);
+                if keys.is_empty() {
+                    self.by_ipv6.remove(&ipv6);
+                }
+            }
+            if self.shares.counts(address, key) {
                 changes.push_back(Change::PeerGone(key));
             }
-            self.release_share(public_ip, key, changes);
+            self.release_share(address, key, changes);
+            self.settle_contests(key, changes);
         }
     }
 
     /// A lease of this public address is gone, and another one may count instead.
-    fn release_share(&mut self, public_ip: Ipv4Addr, key: SubnetKey, changes: &mut Changes) {
-        if let Some(next) = self.shares.remove(public_ip, key)
+    fn release_share(&mut self, address: IpAddr, key: SubnetKey, changes: &mut Changes) {
+        if let Some(next) = self.shares.remove(address, key)
             && let Some(record) = self.leases.get(&next)
         {
             changes.push_back(Change::Peer(next, record.clone()));
@@ -202,37 +321,43 @@ impl View {
 
     /// The first free subnets, upward: one pass over the leases however large the network is.
     pub(super) fn free_subnets(&self, config: &NetworkConfig) -> Vec<Ipv4Net> {
-        let bounds = |net: Ipv4Net| (number(net.network()), number(net.broadcast()));
-        let mut occupied: Vec<_> = self.occupied().map(bounds).collect();
-        occupied.sort_unstable();
-        let mut occupied = occupied.into_iter().peekable();
-        let size = 1u64 << (32 - config.subnet_len);
-        let (mut base, last) = (number(config.subnet_min), number(config.subnet_max));
-        let mut free = Vec::new();
-        while base <= last && free.len() < CANDIDATES {
-            match occupied.next_if(|(first, _)| *first < base + size) {
-                Some((_, end)) if end >= base => base = (end / size + 1) * size,
-                Some(_) => {}
-                None => {
-                    let address = u32::try_from(base).ok().map(Ipv4Addr::from);
-                    free.extend(
-                        address.and_then(|base| Ipv4Net::new(base, config.subnet_len).ok()),
-                    );
-                    base += size;
-                }
-            }
+        if !config.enable_ipv4 {
+            return Vec::new();
         }
-        free
+        let occupied = self.occupied().filter_map(|net| match net {
+            IpNet::V4(net) => Some((number(net.network()), number(net.broadcast()))),
+            IpNet::V6(_) => None,
+        });
+        let (min, max) = (number(config.subnet_min), number(config.subnet_max));
+        let free = first_free(occupied.collect(), min, max, 1 << (32 - config.subnet_len));
+        let base = |base| u32::try_from(base).ok();
+        free.into_iter()
+            .filter_map(|free| Ipv4Net::new(base(free)?.into(), config.subnet_len).ok())
+            .collect()
+    }
+
+    /// The same of IPv6.
+    pub(super) fn free_ipv6_subnets(&self, range: &Ipv6Range) -> Vec<Ipv6Net> {
+        let occupied = self.occupied().filter_map(|net| match net {
+            IpNet::V4(_) => None,
+            IpNet::V6(net) => Some((net.network().into(), net.broadcast().into())),
+        });
+        let (min, max) = (range.subnet_min.into(), range.subnet_max.into());
+        let size = 1 << (128 - range.subnet_len);
+        let free = first_free(occupied.collect(), min, max, size);
+        free.into_iter()
+            .filter_map(|free| Ipv6Net::new(free.into(), range.subnet_len).ok())
+            .collect()
     }
 
     /// Every subnet that is not free.
-    pub(super) fn occupied(&self) -> impl Iterator<Item = Ipv4Net> {
+    pub(super) fn occupied(&self) -> impl Iterator<Item = IpNet> {
         let skipped = self.skipped.values().filter_map(|skipped| skipped.subnet);
-        self.leases
-            .keys()
-            .copied()
-            .chain(skipped)
-            .map(|key| key.ipv4)
+        let keys = self.leases.keys().copied().chain(skipped);
+        keys.flat_map(|key| {
+            let ipv4 = key.ipv4().map(IpNet::from);
+            ipv4.into_iter().chain(key.ipv6().map(IpNet::from))
+        })
     }
 
     fn lease_key(&self, key: SubnetKey) -> String {
@@ -240,12 +365,35 @@ impl View {
     }
 }
 
-fn number(address: Ipv4Addr) -> u64 {
+fn number(address: std::net::Ipv4Addr) -> u128 {
     u32::from(address).into()
+}
+
+/// The first bases of subnets of a size, from one up to another, that are not in ranges which are
+/// occupied.
+fn first_free(mut occupied: Vec<(u128, u128)>, base: u128, last: u128, size: u128) -> Vec<u128> {
+    occupied.sort_unstable();
+    let mut occupied = occupied.into_iter().peekable();
+    let mut free = Vec::new();
+    let mut next = Some(base);
+    while let Some(base) = next.filter(|base| *base <= last && free.len() < CANDIDATES) {
+        let end = base + (size - 1);
+        next = match occupied.next_if(|(first, _)| *first <= end) {
+            Some((_, end)) if end >= base => (end / size + 1).checked_mul(size),
+            Some(_) => Some(base),
+            None => {
+                free.push(base);
+                base.checked_add(size)
+            }
+        };
+    }
+    free
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use proptest::prelude::*;
     use smoltcp::time::Duration;
 
@@ -266,6 +414,7 @@ mod tests {
             key: format!("/p/subnets/{}", key(third)),
             value: String::new(),
             revision,
+            created: 0,
             ttl: None,
         };
         let no_lease = NoLease {
@@ -336,7 +485,7 @@ mod tests {
         view.skip(&entry, no_lease.clone(), None, &mut changes);
         assert_eq!(changes.len(), 1);
         assert_eq!(view.skipped_at(key(1)), Some(9));
-        assert!(!view.is_free(key(1).ipv4) && view.is_free(key(2).ipv4));
+        assert!(!view.is_free(key(1).first()) && view.is_free(key(2).first()));
         let known = view.begin_list();
         assert_eq!(view.skipped_at(key(1)), None);
         view.skip(
@@ -351,13 +500,13 @@ mod tests {
         view.skip(&entry, no_lease, known.get(&entry.key), &mut changes);
         assert_eq!(changes.len(), 2);
         view.readable(&entry.key);
-        assert!(view.is_free(key(1).ipv4));
+        assert!(view.is_free(key(1).first()));
     }
 
     #[test]
     fn who_overlaps_a_subnet_holds_it() {
         let view = view(1);
-        let holder = Some([192, 168, 0, 1].into());
+        let holder = Some(IpAddr::from([192, 168, 0, 1]));
         assert_eq!(view.holder_of(key(1)), holder);
         assert_eq!(view.holder_of("10.3.0.0-16".parse().unwrap()), holder);
         assert_eq!(view.holder_of(key(2)), None);

@@ -59,6 +59,7 @@ impl Store {
                     key: key.clone(),
                     value: value.clone(),
                     revision: *revision,
+                    created: 0,
                     ttl: None,
                 });
                 Answer::Snapshot {
@@ -88,6 +89,7 @@ impl Store {
             key,
             value,
             revision,
+            created: 0,
             ttl: None,
         }));
         Answer::Done(revision)
