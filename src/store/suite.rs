@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::control::lease::{
     Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager,
-    ManagerSettings, NetworkConfig, Op, OwnChange, Revision, WantedConfig, WatchEvent,
+    ManagerSettings, NetworkConfig, Op, OwnChange, Revision, SubnetKey, WantedConfig, WatchEvent,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -45,6 +45,7 @@ pub(crate) trait Place {
 /// Runs all tests; each has keys of its own.
 pub(crate) async fn run_all(place: &impl Place) {
     operations(place).await;
+    claims(place).await;
     watches(place).await;
     gaps(place).await;
     expiry(place).await;
@@ -60,6 +61,8 @@ pub(crate) async fn run_all(place: &impl Place) {
         race(place, &format!("/race-{round}"), 3).await;
     }
     race(place, "/race", 10).await;
+    dual_race(place).await;
+    a_lease_becomes_dual_and_back(place).await;
     connections_that_write_at_once(place).await;
 }
 
@@ -149,6 +152,59 @@ async fn watched(store: &dyn Store, prefix: &str, from: Revision, count: usize) 
         events.extend(soon("an event", watch.next()).await.unwrap());
     }
     events
+}
+
+/// What a list has not shown is not there, or nothing is written.
+async fn claims(place: &impl Place) {
+    let store = place.open();
+    let store = store.as_ref();
+    let prefix = "/claims/subnets/";
+    let claim = async |key: &str, seen, replaces: Option<(&str, Revision)>| {
+        let op = Op::Claim {
+            key: format!("{prefix}{key}"),
+            value: "new".to_owned(),
+            ttl: Some(LEASE_TTL),
+            prefix: prefix.to_owned(),
+            seen,
+            replaces: replaces.map(|(old, revision)| (format!("{prefix}{old}"), revision)),
+        };
+        store.execute(op).await.unwrap()
+    };
+    let keys = async || {
+        let (revision, entries) = list(store, prefix).await;
+        let keys = entries.iter().map(|entry| entry.key.replace(prefix, ""));
+        (revision, keys.collect::<Vec<_>>())
+    };
+    let (seen, _) = keys().await;
+    let first = done(claim("a", seen, None).await);
+    assert_eq!(claim("b", seen, None).await, Answer::Conflict, "behind");
+    assert_eq!(claim("a", first, None).await, Answer::Conflict, "it exists");
+    done(create(store, "/claims/elsewhere", "", None).await);
+    let second = done(claim("b", first, None).await);
+
+    // In the place of another: this goes first, and only if it is as it was.
+    let replaced = claim("c", second, Some(("a", first + 77))).await;
+    assert_eq!(replaced, Answer::Conflict);
+    assert_eq!(
+        claim("c", first, Some(("a", first))).await,
+        Answer::Conflict
+    );
+    assert_eq!(keys().await.1, ["a", "b"]);
+    let mut watch = store.watch(prefix, second + 1).await.unwrap();
+    done(claim("c", second, Some(("a", first))).await);
+    assert_eq!(keys().await.1, ["b", "c"]);
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        let events = soon("the events", watch.next()).await.unwrap();
+        told.extend(events.iter().map(|event| match event {
+            WatchEvent::Put(entry) => format!("put {}", entry.key.replace(prefix, "")),
+            WatchEvent::Delete { key, .. } => format!("delete {}", key.replace(prefix, "")),
+        }));
+    }
+    assert_eq!(told, ["delete a", "put c"]);
+    let (seen, _) = keys().await;
+    let gone = claim("d", seen, Some(("a", first))).await;
+    assert_eq!(gone, Answer::Conflict, "there is nothing to replace");
 }
 
 async fn watches(place: &impl Place) {
@@ -272,10 +328,12 @@ impl Node {
         let (sender, changes) = mpsc::unbounded_channel();
         let (leave, asked) = watch::channel(false);
         let (public_ip, moved) = watch::channel(settings.identity.public_ip);
+        let moved_ipv6 = watch::channel(settings.identity.public_ipv6).1;
         let controls = Controls {
             turn: crate::lease::Turn::default(),
             leave: asked,
             public_ip: moved,
+            public_ipv6: moved_ipv6,
             ends: watch::Sender::default(),
             journal: Journal::default(),
         };
@@ -414,6 +472,7 @@ pub(crate) fn settings(prefix: &str, last: u8) -> ManagerSettings {
     let backend = Backend::Vxlan(Default::default());
     let identity = Identity {
         public_ip: [192, 168, 0, last].into(),
+        public_ipv6: None,
         vtep_mac: VtepMac::from_random([last; 6]),
     };
     let wanted = WantedConfig::IfNone(NetworkConfig::new(network, None, backend).unwrap());
@@ -600,6 +659,81 @@ async fn connections_that_write_at_once(place: &impl Place) {
     let (_, entries) = list(place.open().as_ref(), "/many/").await;
     let values: Vec<_> = entries.iter().map(|entry| entry.value.as_str()).collect();
     assert_eq!(values, ["200"; 4]);
+}
+
+/// The settings of a node with an IPv6 address, in a network that somebody else has configured.
+fn dual(prefix: &str, last: u8) -> ManagerSettings {
+    let mut settings = settings(prefix, last);
+    settings.identity.public_ipv6 = Some([0xfd01, 0, 0, 0, 0, 0, 0, last.into()].into());
+    settings.wanted_config = WantedConfig::Any;
+    settings
+}
+
+const DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.24.0",
+    "EnableIPv6":true,"IPv6Network":"fd00:244::/48","IPv6SubnetMin":"fd00:244:0:1::",
+    "IPv6SubnetMax":"fd00:244:0:18::","Backend":{"Type":"vxlan"}}"#;
+
+/// Twenty nodes that start at once, of which every fourth has no IPv6, share no subnet of either
+/// version, although their keys differ.
+async fn dual_race(place: &impl Place) {
+    let prefix = "/dual-race";
+    let store = place.open();
+    let config = format!("{prefix}/config");
+    done(create(store.as_ref(), &config, DUAL, None).await);
+    let settings = (1..=20).map(|last| {
+        let mut settings = dual(prefix, last);
+        settings.identity.public_ipv6 = settings.identity.public_ipv6.filter(|_| last % 4 != 0);
+        settings
+    });
+    let mut nodes: Vec<_> = settings
+        .map(|settings| Node::start(place.open(), settings))
+        .collect();
+    let mut keys = Vec::<SubnetKey>::new();
+    for node in &mut nodes {
+        let key = node.subnet().await.parse().unwrap();
+        let other = keys.iter().find(|other| other.overlaps(&key));
+        assert_eq!(other, None, "{key}");
+        keys.push(key);
+    }
+    assert_eq!(keys.iter().filter(|key| key.ipv6().is_some()).count(), 15);
+    let (_, entries) = list(store.as_ref(), &format!("{prefix}/subnets/")).await;
+    assert_eq!(entries.len(), nodes.len());
+}
+
+async fn a_lease_becomes_dual_and_back(place: &impl Place) {
+    let prefix = "/dual";
+    let store = place.open();
+    let config = format!("{prefix}/config");
+    let plain =
+        r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.24.0","Backend":{"Type":"vxlan"}}"#;
+    let mut revision = done(create(store.as_ref(), &config, plain, None).await);
+    let mut witness = Node::start(place.open(), dual(prefix, 9));
+    witness.subnet().await;
+    let mut node = Node::start(place.open(), dual(prefix, 1));
+    let first: SubnetKey = node.subnet().await.parse().unwrap();
+    assert_eq!(first.ipv6(), None);
+    let mut held = first;
+    assert_eq!(witness.peer().await, format!("{first} 192.168.0.1"));
+    for (text, is_dual) in [(DUAL, true), (plain, false)] {
+        let op = Op::CompareAndPut {
+            key: config.clone(),
+            value: text.to_owned(),
+            expected: revision,
+            ttl: None,
+        };
+        revision = done(store.execute(op).await.unwrap());
+        drop(node);
+        let mut settings = dual(prefix, 1);
+        settings.previous = first.ipv4();
+        node = Node::start(place.open(), settings);
+        let key: SubnetKey = node.subnet().await.parse().unwrap();
+        assert_eq!((key.ipv4(), key.ipv6().is_some()), (first.ipv4(), is_dual));
+        while witness.next().await != Change::PeerGone(held) {}
+        held = key;
+        assert_eq!(witness.peer().await, format!("{key} 192.168.0.1"));
+    }
+    let (_, entries) = list(store.as_ref(), &format!("{prefix}/subnets/")).await;
+    assert_eq!(entries.len(), 2);
 }
 
 /// Nodes that start at once on an empty store get different subnets, and all see all.
