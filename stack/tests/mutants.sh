@@ -15,7 +15,7 @@ stack/src/drops.rs @ self.drops[reason as usize] += packets; @ let _ = (reason, 
 stack/src/datapath/guard.rs @ if attachment.guarded && source != attachment.mac { @ if false { @ a pod may send from any MAC address
 stack/src/datapath/guard.rs @ !attachment.guarded || attachment.addresses @ !attachment.addresses.is_empty() || attachment.addresses @ a pod may send from any IP address
 stack/src/control/peers.rs @ self.free.pop_first().unwrap_or(unused) @ self.free.pop_first().unwrap_or(unused / 2) @ peers share an identity
-stack/src/control/lease/manager.rs @ Some(record) => self.taken(own.key, record.public_ip), @ Some(_) => {} @ a node keeps a subnet that another holds now
+stack/src/control/lease/manager.rs @ Some(record) => self.taken(own.key, record.node_address()), @ Some(_) => {} @ a node keeps a subnet that another holds now
 stack/src/control/lease/manager.rs @ self.phase = if self.relist.is_required() { @ self.phase = if false { @ what happened during an operation is not looked into
 stack/src/control/lease/manager.rs @ let reservation = entry.ttl.is_none(); @ let reservation = held.reservation; @ a reservation made during an outage becomes a lease
 stack/src/control/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_sub(margin); @ let rest = ttl.max(LEASE_TTL).saturating_add(margin); @ leases are renewed when it is too late
