@@ -475,7 +475,7 @@ fn flags_without_meaning_say_so_and_others_are_refused() {
     let cases: &[(&[&str], &str)] = &[
         (&["-kube-subnet-mgr"], "--kube-subnet-mgr"),
         (&["--kubeconfig-file=x"], "--kubeconfig-file"),
-        (&["--public-ipv6", "fd00::1"], "--public-ipv6"),
+        (&["--public-ipv6", "fe80::1"], "--public-ipv6"),
         (&["--subnet-lease-renew-margin=0"], "1..=1439"),
         (&["--subnet-lease-renew-margin=1440"], "1..=1439"),
         (

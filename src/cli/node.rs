@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use clap::{Args, ValueEnum};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
 use muslin_stack::addresses::Addresses;
-use muslin_stack::control::lease::{Backend, NetworkConfig, VxlanOptions, WantedConfig};
+use muslin_stack::control::lease::{Backend, Ipv6Range, NetworkConfig, VxlanOptions, WantedConfig};
 use muslin_stack::datapath::egress::Nat64Prefix;
 use tracing::warn;
 
@@ -70,6 +70,12 @@ pub(super) struct Arguments {
     /// The cluster's pod network, if the store has no configuration yet [default: 10.244.0.0/16]
     #[arg(long, value_name = "CIDR")]
     network: Option<Ipv4Net>,
+    /// The same of IPv6, for a network that has both
+    #[arg(long, value_name = "CIDR")]
+    ipv6_network: Option<Ipv6Net>,
+    /// Prefix length of a node's IPv6 subnet [default: 64, or two more than the network's]
+    #[arg(long, value_name = "BITS", requires = "ipv6_network")]
+    ipv6_subnet_len: Option<u8>,
     /// Prefix length of a node's subnet [default: 24, or two more than the network's]
     #[arg(long, value_name = "BITS")]
     subnet_len: Option<u8>,
@@ -379,6 +385,8 @@ impl Arguments {
     fn wanted_config(&self) -> Result<WantedConfig> {
         let Self {
             network,
+            ipv6_network,
+            ipv6_subnet_len,
             subnet_len,
             backend,
             vni,
@@ -393,8 +401,15 @@ impl Arguments {
             *subnet_len,
             self.backend()?,
         );
+        let config = config.and_then(|config| match ipv6_network {
+            Some(network) => config.with_ipv6(Ipv6Range::new(*network, *ipv6_subnet_len)?),
+            None => Ok(config),
+        });
         let config = config.map_err(Error::usage)?;
-        let asked = network.is_some() || subnet_len.is_some() || backend.is_some();
+        let asked = network.is_some()
+            || ipv6_network.is_some()
+            || subnet_len.is_some()
+            || backend.is_some();
         if asked || vni.is_some() || port.is_some() || self.direct_routing {
             Ok(WantedConfig::Exactly(config))
         } else if self.flannel.etcd_store().is_some() {

@@ -1,12 +1,16 @@
 //! Checks of the lease store: whether it answers, what network it has, and how many leases.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
+use muslin_encap::offload::split::Checksums;
 use muslin_stack::api::control::{Lease, Table};
-use muslin_stack::control::lease::{Answer, Backend, NetworkConfig, Op, lease_prefix};
+use muslin_stack::control::lease::{
+    Answer, Backend, NetworkConfig, Op, SubnetKey, lease_prefix, read_entry,
+};
 
 use super::finding::{Finding, Verdict};
 use super::subject::{DoctorOptions, NodeUnderTest, PATIENCE};
@@ -49,6 +53,16 @@ async fn ask_node(tested: &NodeUnderTest) -> (Option<Ipv4Net>, Vec<Finding>) {
         Ok(client) => client.report::<Lease>(Table::Leases).await,
         Err(error) => Err(error),
     };
+    let mut halves = Vec::new();
+    if let Ok(leases) = &leases {
+        let known = leases.iter().filter_map(|lease| {
+            let subnets = lease.subnet?;
+            let key = SubnetKey::of(subnets.ipv4(), subnets.ipv6())?;
+            Some((key, lease.public_ip?.to_string(), lease.node.is_some()))
+        });
+        let known: Vec<_> = known.collect();
+        halves = families(&known, status.network.ipv6().is_some());
+    }
     let found = match leases {
         Ok(leases) => Finding::fine(
             "store",
@@ -60,7 +74,7 @@ async fn ask_node(tested: &NodeUnderTest) -> (Option<Ipv4Net>, Vec<Finding>) {
         ),
         Err(error) => Finding::wrong("store", error).advise(AWAY),
     };
-    (status.network.ipv4(), vec![found])
+    (status.network.ipv4(), [vec![found], halves].concat())
 }
 
 async fn ask(store: &dyn Store, prefix: &str) -> (Option<Ipv4Net>, Vec<Finding>) {
@@ -122,20 +136,98 @@ fn network(config: &NetworkConfig) -> Finding {
     }
 }
 
-async fn leases(store: &dyn Store, prefix: &str, config: &NetworkConfig) -> Option<Finding> {
+async fn leases(store: &dyn Store, prefix: &str, config: &NetworkConfig) -> Vec<Finding> {
     let Ok(Answer::Snapshot { entries, .. }) = execute(store, Op::List(lease_prefix(prefix))).await
     else {
-        return None;
+        return Vec::new();
     };
+    let known = entries.iter().filter_map(|entry| {
+        let (key, record) = read_entry(prefix, entry).ok()?;
+        let is_muslin = record.checksums() == Checksums::Partial;
+        Some((key, record.addresses().to_string(), is_muslin))
+    });
+    let known: Vec<_> = known.collect();
+    let mut findings = families(&known, config.enable_ipv4 && config.ipv6.is_some());
+    if !config.enable_ipv4 {
+        return findings;
+    }
     let (used, all) = (entries.len(), config.subnets().count());
     let are = if used == 1 { "is" } else { "are" };
     let detail = format!("{used} of {} {are} leased", count(all as u64, "subnet"));
-    Some(if used < all {
+    findings.push(if used < all {
         Finding::fine("leases", detail)
     } else {
         Finding::wrong("leases", detail).advise(
             "no node can join: nodes that are gone keep their lease for a day, or until 'muslin \
              leave'",
         )
-    })
+    });
+    findings
+}
+
+/// What is wrong with the IP versions of leases, each with its node's address and whether that is
+/// surely one of Muslin's.
+fn families(leases: &[(SubnetKey, String, bool)], is_dual: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let lacks_ipv6 = |(key, _, is_muslin): &&(SubnetKey, String, bool)| {
+        is_dual && key.ipv6().is_none() && !is_muslin
+    };
+    let without: Vec<_> = leases.iter().filter(lacks_ipv6).collect();
+    if !without.is_empty() {
+        let nodes: Vec<_> = without.iter().map(|(_, node, _)| node.as_str()).collect();
+        let detail = format!(
+            "the network has EnableIPv6, and the lease of {} has no IPv6 subnet",
+            nodes.join(", ")
+        );
+        findings.push(Finding::new("ipv6", Verdict::Warning, detail).advise(
+            "a flanneld that was started before EnableIPv6 follows no lease any more once it has seen \
+             one with an IPv6 subnet, and says nothing: restart it; a muslin node has none without a \
+             public IPv6 address",
+        ));
+    }
+    let mut by_subnet = HashMap::<IpNet, &str>::new();
+    for (key, node, _) in leases {
+        for subnet in key.nets().iter::<IpNet>() {
+            let Some(other) = by_subnet.insert(subnet, node) else {
+                continue;
+            };
+            let detail = format!("{other} and {node} both have the subnet {subnet}");
+            findings.push(Finding::wrong("overlap", detail).advise(
+                "restart the node that came later: flannel's nodes that start at once can draw the \
+                 same subnet in a network with IPv6",
+            ));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_without_ipv6_and_those_that_overlap_are_told() {
+        let lease =
+            |key: &str, node: &str, is_muslin| (key.parse().unwrap(), node.to_owned(), is_muslin);
+        let leases = [
+            lease("10.5.1.0-24", "192.168.0.1", false),
+            lease("10.5.2.0-24", "192.168.0.2", true),
+            lease("10.5.3.0-24&fd00:5:0:3::-64", "192.168.0.3", false),
+            lease("10.5.3.0-24&fd00:5:0:4::-64", "192.168.0.4", false),
+            lease("10.5.5.0-24&fd00:5:0:4::-64", "192.168.0.5", false),
+        ];
+        let details = |is_dual| -> Vec<String> {
+            let found = families(&leases, is_dual);
+            found.into_iter().map(|finding| finding.detail).collect()
+        };
+        let overlaps = [
+            "192.168.0.3 and 192.168.0.4 both have the subnet 10.5.3.0/24",
+            "192.168.0.4 and 192.168.0.5 both have the subnet fd00:5:0:4::/64",
+        ];
+        assert_eq!(details(false), overlaps);
+        let told = details(true);
+        assert!(told[0].contains("of 192.168.0.1 has no IPv6"), "{told:?}");
+        assert_eq!(told[1..], overlaps);
+        assert!(families(&leases[1..3], true).is_empty());
+    }
 }

@@ -10,7 +10,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_fuzz::Seed;
 use muslin_stack::control::lease::{
-    Backend, Entry, LeaseRecord, NetworkConfig, SubnetKey, VxlanOptions, read_entry, read_peer,
+    Backend, Entry, Ipv6Range, LeaseRecord, NetworkConfig, SubnetKey, VxlanOptions, ipv6_fault,
+    is_public_ipv6, read_entry, read_peer,
 };
 use serde_json::Value;
 
@@ -38,6 +39,13 @@ muslin_fuzz::target! {
         b"10.244.7.0-24",
         b"&fd00:12:13::-56",
         b"/subnets/",
+        b"0.0.0.0-0&",
+        b"\"PublicIPv6\":\"fd00::3\"",
+        b",\"EnableIPv6\":true",
+        b",\"IPv6Network\":\"fd00:1::/48\"",
+        b",\"IPv6SubnetLen\":64",
+        b",\"IPv6SubnetMin\":\"fd00:1:0:1::\"",
+        b",\"IPv6SubnetMax\":\"fd00:1:0:9::\"",
     ],
     inputs: 500_000,
     max_len: 800,
@@ -50,7 +58,8 @@ const KEY: u8 = 2;
 const ENTRY: u8 = 3;
 const MADE_RECORD: u8 = 4;
 const MADE_CONFIG: u8 = 5;
-const KINDS: u8 = 6;
+const MADE_RANGE: u8 = 6;
+const KINDS: u8 = 7;
 
 const PREFIX: &str = "/coreos.com/network";
 
@@ -66,6 +75,7 @@ fn run(data: &[u8]) {
         (ENTRY, Ok(text)) => entry(text),
         (MADE_RECORD, _) => made_record(bytes),
         (MADE_CONFIG, _) => made_config(bytes),
+        (MADE_RANGE, _) => made_range(bytes),
         _ => {}
     }
 }
@@ -82,6 +92,9 @@ fn record(text: &str) {
     assert_eq!(again.to_json(), printed);
     assert!(record.vtep_mac().is_none() || record.backend_type == "vxlan");
     assert_eq!(again.vtep_mac(), record.vtep_mac());
+    assert!(record.vtep_mac_v6().is_none() || record.backend_type == "vxlan");
+    assert_eq!(again.vtep_mac_v6(), record.vtep_mac_v6());
+    assert_eq!(again.node_address(), record.node_address());
 }
 
 /// The fields of a JSON object by their names in lower case, the last of a name.
@@ -130,6 +143,18 @@ fn config(text: &str) {
     };
     check_config(&config);
     let field = fields(text).expect("it was an object");
+    let is_on = |value: Option<Value>| value.and_then(|value| value.as_bool());
+    assert_eq!(
+        config.enable_ipv4,
+        is_on(field("enableipv4")) != Some(false)
+    );
+    assert_eq!(
+        config.ipv6.is_some(),
+        is_on(field("enableipv6")) == Some(true)
+    );
+    if !config.enable_ipv4 {
+        return;
+    }
     let network = field("network").expect("it has one");
     let network: Ipv4Net = network
         .as_str()
@@ -147,6 +172,15 @@ fn config(text: &str) {
 
 fn check_config(config: &NetworkConfig) {
     assert_eq!(NetworkConfig::parse(&config.to_json()).as_ref(), Ok(config));
+    if let Some(range) = &config.ipv6 {
+        check_range(range);
+        let carries_ipv6 = !matches!(config.backend, Backend::Udp { .. } | Backend::Ipip { .. });
+        assert!(carries_ipv6);
+    }
+    if !config.enable_ipv4 {
+        assert!(config.ipv6.is_some() && config.subnets().next().is_none());
+        return;
+    }
     assert!(config.subnet_len >= config.network.prefix_len() + 2 && config.subnet_len <= 30);
     assert!(config.subnet_min <= config.subnet_max);
     let mut subnets = config.subnets();
@@ -158,21 +192,39 @@ fn check_config(config: &NetworkConfig) {
     }
 }
 
+fn check_range(range: &Ipv6Range) {
+    assert!(range.subnet_len >= range.network.prefix_len() + 2 && range.subnet_len <= 126);
+    assert!(range.subnet_min <= range.subnet_max);
+    for base in [range.subnet_min, range.subnet_max] {
+        let subnet = Ipv6Net::new(base, range.subnet_len).expect("it is below 127");
+        assert!(range.allows(subnet) && range.network.contains(&subnet));
+        assert_eq!(subnet, subnet.trunc());
+    }
+}
+
 fn key(text: &str) {
     let Ok(key) = text.parse::<SubnetKey>() else {
         return;
     };
     let printed = key.to_string();
     assert_eq!(printed.parse(), Ok(key));
-    assert_eq!(key.ipv4, key.ipv4.trunc());
     let mut parts = text.split('&');
     let ipv4 = parts.next().and_then(plain_subnet::<Ipv4Net>);
-    assert_eq!(Some(key.ipv4), ipv4.map(|net| net.trunc()));
+    let ipv4 = ipv4.map(|net| net.trunc());
     let ipv6 = parts.next().map(plain_subnet::<Ipv6Net>);
+    // All of IPv4 stands for none.
+    let is_alone = ipv6.is_some() && ipv4 == Some(Ipv4Net::default());
+    assert_eq!(key.ipv4(), ipv4.filter(|_| !is_alone));
     assert_eq!(
-        key.ipv6.map(Some),
+        key.ipv6().map(Some),
         ipv6.map(|net| net.map(|net| net.trunc()))
     );
+    let first = key.ipv4().map(Into::into);
+    assert_eq!(
+        key.first(),
+        first.unwrap_or_else(|| key.ipv6().expect("it has one").into())
+    );
+    assert!(key.overlaps(&key));
     assert_eq!(parts.next(), None);
 }
 
@@ -221,17 +273,36 @@ fn entry(text: &str) {
             && network.contains(&subnet)
             && subnet.network() != network.network()
     };
+    if let Ok((key, record)) = &read {
+        let range = Ipv6Range::new("fd00:1::/48".parse().expect("it is one"), None);
+        let dual = NetworkConfig::new(network, Some(24), Backend::HostGw)
+            .and_then(|config| config.with_ipv6(range?))
+            .expect("it has subnets");
+        let is_good = ipv6_fault(*key, record, Some(&dual)).is_none();
+        let range = dual.ipv6.expect("it has one");
+        let is_leased = key.ipv6().is_some_and(|subnet| range.allows(subnet));
+        assert_eq!(
+            is_good,
+            is_leased && record.public_ipv6.is_some_and(is_public_ipv6)
+        );
+        let is_peer = read_peer(PREFIX, &entry, Some(&dual)).is_ok();
+        assert!(!is_peer || is_good || key.ipv4().is_some_and(can_be_leased));
+    }
     let peer = read_peer(PREFIX, &entry, Some(&config));
     match (peer, read) {
         (Ok(peer), read) => {
-            assert!(can_be_leased(peer.0.ipv4));
+            assert!(peer.0.ipv4().is_some_and(can_be_leased));
+            assert!(
+                ipv6_fault(peer.0, &peer.1, Some(&config)).is_some(),
+                "it has none"
+            );
             assert_eq!(Ok(peer), read);
         }
         (Err(_), Err(_)) => {}
         (Err(_), Ok((key, record))) => {
             let ip = record.public_ip;
             let nobody = ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast();
-            assert!(nobody || !can_be_leased(key.ipv4));
+            assert!(nobody || !key.ipv4().is_some_and(can_be_leased));
         }
     }
 }
@@ -254,6 +325,50 @@ fn made_record(bytes: &[u8]) {
     assert_eq!(read.as_ref(), Ok(&record));
     assert_eq!(record.vtep_mac(), (vxlan % 2 == 0).then_some(mac));
     assert_eq!(record.public_ip, ip);
+    let ipv6 = Ipv6Addr::from([
+        0xfd00,
+        u16::from(a),
+        u16::from(b),
+        0,
+        0,
+        0,
+        u16::from(c),
+        d.into(),
+    ]);
+    let backend = match vxlan % 2 == 0 {
+        true => Backend::Vxlan(VxlanOptions::default()),
+        false => Backend::HostGw,
+    };
+    let dual = LeaseRecord::of(&backend, ip, mac).with_ipv6(&backend, ipv6, mac);
+    for record in [dual.clone(), dual.without_ipv4()] {
+        assert!(record.carries_ipv6());
+        let read = LeaseRecord::parse(&record.to_json());
+        assert_eq!(read.as_ref(), Ok(&record));
+        assert_eq!(record.vtep_mac_v6(), (vxlan % 2 == 0).then_some(mac));
+        assert_eq!(record.addresses().ipv6(), Some(ipv6));
+    }
+}
+
+/// A network of IPv6 and the length of its subnets.
+fn made_range(bytes: &[u8]) {
+    let Some((&[len, subnet_len], address)) = bytes.split_first_chunk::<2>() else {
+        return;
+    };
+    let Some(address) = address.first_chunk::<16>() else {
+        return;
+    };
+    let network = Ipv6Net::new(Ipv6Addr::from(*address), len % 129).expect("it is at most 128");
+    let subnet_len = (subnet_len > 0).then_some(subnet_len % 129);
+    let least = network.prefix_len() + 2;
+    let range = Ipv6Range::new(network, subnet_len);
+    let is_possible = (least..=126).contains(&subnet_len.unwrap_or(least));
+    assert_eq!(range.is_ok(), is_possible, "{network} {subnet_len:?}");
+    if let Ok(range) = range {
+        check_range(&range);
+        assert_eq!(range.subnet_len, subnet_len.unwrap_or(least.max(64)));
+        let config = NetworkConfig::ipv6_only(range, Backend::HostGw);
+        check_config(&config.expect("host-gw carries IPv6"));
+    }
 }
 
 fn made_config(bytes: &[u8]) {
@@ -299,6 +414,54 @@ fn seeds() -> Vec<Seed> {
         ("entry-whole-network", entry("10.244.0.0-16", udp)),
         ("entry-part-of-a-subnet", entry("10.244.7.128-25", udp)),
         ("entry-first-subnet", entry("10.244.0.0-24", udp)),
+        (
+            "entry-dual",
+            entry(
+                "10.244.7.0-24&fd00:1:0:7::-64",
+                r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd01::4","BackendType":"host-gw"}"#,
+            ),
+        ),
+        (
+            "entry-ipv6-alone",
+            entry(
+                "0.0.0.0-0&fd00:1:0:7::-64",
+                r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd01::4","BackendType":"host-gw"}"#,
+            ),
+        ),
+        ("key-ipv6-alone", with(KEY, "0.0.0.0-0&fd00:1:2:3::-64")),
+        (
+            "config-dual",
+            with(
+                CONFIG,
+                r#"{"Network":"10.42.0.0/16","IPv6Network":"2001:cafe:42::/56","EnableIPv6":true,"IPv6SubnetMin":"2001:cafe:42:8::","IPv6SubnetMax":"2001:cafe:42:9::","Backend":{"Type":"vxlan"}}"#,
+            ),
+        ),
+        (
+            "config-ipv6-alone",
+            with(
+                CONFIG,
+                r#"{"enableIPv6":true,"ipv6Network":"fc00::/48","enableIPv4":false,"Backend":{"Type":"host-gw"}}"#,
+            ),
+        ),
+        (
+            "made-range",
+            vec![
+                MADE_RANGE, 48, 0, 0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            ],
+        ),
+        (
+            "made-range-smallest",
+            vec![
+                MADE_RANGE, 124, 0, 0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            ],
+        ),
+        (
+            "made-range-highest",
+            vec![
+                MADE_RANGE, 0, 64, 0xff, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
+                255, 255, 255, 255,
+            ],
+        ),
         ("record-vxlan", with(RECORD, vxlan)),
         ("record-udp", with(RECORD, udp)),
         ("record-dual-stack", with(RECORD, dual)),
