@@ -99,7 +99,8 @@ impl fmt::Display for NodeInfo {
         write!(
             f,
             "subnet {subnets} of {}, {backend} on {}",
-            config.network, interface.address
+            config.networks(),
+            interface.address
         )?;
         if plan.port != 0 {
             write!(f, ":{}", plan.port)?;

@@ -129,6 +129,14 @@ pub(super) fn plan(
             config.network
         )));
     }
+    if let (Some(range), Some(end)) = (&config.ipv6, settings.underlay.public_ipv6)
+        && range.network.contains(&end)
+    {
+        return Err(Error::usage(format!(
+            "the public address {end} lies in the pod network {}: choose another with --public-ipv6",
+            range.network
+        )));
+    }
     let plan = TunnelPlan::new(&config.backend, vtep_mac, settings.mtu, interface.mtu);
     let plan = plan.map_err(|fault| misfit(&fault, interface))?;
     check_uplink(&plan, settings, interface)?;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use muslin_stack::Instant;
-use muslin_stack::control::lease::{Backend, NetworkConfig, VxlanOptions};
+use muslin_stack::control::lease::{Backend, Ipv6Range, NetworkConfig, VxlanOptions};
 use muslin_stack::sim::{
     Device, DeviceKind, Event, Failure, Forgery, Plan, Report, Scale, Sent, Setup, Summary,
     Violation, run, run_with, shrink, shrink_with,
@@ -141,6 +141,42 @@ fn play_with(backend: Backend, seed: u64, events: &[(u64, Event)]) -> Summary {
     setup.is_configured = false;
     let plan = Plan::scripted(seed, setup, events.iter().cloned());
     run(&plan, false).unwrap_or_else(|failure| panic!("{}\n{}", failure.violation, failure.tables))
+}
+
+/// Of three nodes the last has no IPv6: leases of both kinds stand side by side, through all that
+/// happens to the store, and no two share a subnet of either version.
+#[test]
+fn leases_with_and_without_ipv6_are_one_network() {
+    let seeds = (0..100).filter(|seed| Plan::new(*seed).setup.config.ipv6.is_some());
+    assert!(
+        seeds.count() > 10,
+        "plans of a seed have such networks, too"
+    );
+    for seed in 0..10 {
+        let network = "10.244.0.0/16".parse().unwrap();
+        // Three subnets of IPv6, which two nodes draw at once.
+        let range = Ipv6Range::new("fd00:244::/62".parse().unwrap(), None).unwrap();
+        let config = NetworkConfig::new(network, None, Backend::HostGw).unwrap();
+        let setup = Setup::new(config.with_ipv6(range).unwrap(), 3);
+        let plan = Plan::scripted(
+            seed,
+            setup,
+            [
+                (0, Event::Join(0)),
+                (0, Event::Join(1)),
+                (0, Event::Join(2)),
+                (1_000, Event::Attach(0)),
+                (0, Event::Attach(2)),
+                (60_000, Event::Wipe),
+                (3_600_000, Event::Crash(1)),
+                (0, Event::Join(1)),
+                (60_000, Event::DeleteAll),
+                (60_000, Event::Move(0)),
+            ],
+        );
+        let ran = run(&plan, false);
+        ran.unwrap_or_else(|failure| panic!("{}\n{}", failure.violation, failure.tables));
+    }
 }
 
 /// Nodes that join together write within the milliseconds in which a node of flannel's has no watch.
