@@ -882,9 +882,9 @@ impl Driver {
         lease::Sharing {
             store: self.leases.clone(),
             prefix: self.settings.prefix.clone(),
-            network: facts.config.network,
+            networks: facts.config.networks(),
             node: naming.node().clone(),
-            subnet: facts.subnet,
+            subnets: facts.subnets,
             pods: naming.pods(),
             leave: self.leave.subscribe(),
             stop: self.stop.subscribe(),

@@ -5,7 +5,7 @@ use std::future::pending;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use muslin_stack::addresses::Nets;
 use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::{Action, Answer, WatchEvent};
@@ -34,11 +34,11 @@ pub struct Sharing {
     /// Where the store has flannel's keys, without a trailing slash.
     pub prefix: String,
     /// All pods of the cluster.
-    pub network: Ipv4Net,
+    pub networks: Nets,
     /// The node's name.
     pub node: PodName,
     /// Its lease.
-    pub subnet: Ipv4Net,
+    pub subnets: Nets,
     /// Its pods.
     pub pods: watch::Receiver<Vec<PodRecord>>,
     /// Whether the record is to be removed, as the lease is.
@@ -66,9 +66,9 @@ impl Sharing {
         let began = std::time::Instant::now();
         let settings = SharerSettings {
             prefix: self.prefix.clone(),
-            network: self.network.into(),
+            network: self.networks,
             node: self.node.clone(),
-            subnet: self.subnet.into(),
+            subnet: self.subnets.into(),
         };
         let mut runner = Runner {
             sharer: Sharer::new(settings, now_since(began)),
@@ -239,6 +239,8 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio::time::{Instant, sleep};
 
+    use ipnet::Ipv4Net;
+
     use super::*;
     use crate::store::{EtcdOptions, Watch, open};
 
@@ -270,9 +272,9 @@ mod tests {
                 turn: Turn::default(),
                 store: store.clone(),
                 prefix: "/p".to_owned(),
-                network: "10.1.0.0/16".parse().unwrap(),
+                networks: "10.1.0.0/16".parse().unwrap(),
                 node: format!("n{number}").parse().unwrap(),
-                subnet: subnet(number),
+                subnets: subnet(number).into(),
                 pods: pods.subscribe(),
                 leave: leave.subscribe(),
                 stop: stop.subscribe(),

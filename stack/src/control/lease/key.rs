@@ -94,6 +94,15 @@ impl From<Ipv4Net> for SubnetKey {
     }
 }
 
+impl From<Nets> for SubnetKey {
+    fn from(subnets: Nets) -> Self {
+        Self {
+            ipv4: subnets.ipv4().map(|net| net.trunc()),
+            ipv6: subnets.ipv6().map(|net| net.trunc()),
+        }
+    }
+}
+
 impl From<IpNet> for SubnetKey {
     fn from(subnet: IpNet) -> Self {
         match subnet {

@@ -242,9 +242,9 @@ impl Cluster {
         let is_restart = memory.is_some();
         let names = SharerSettings {
             prefix: PREFIX.to_owned(),
-            network: config.network.into(),
+            network: config.networks(),
             node: node_name(number),
-            subnet: key.first().into(),
+            subnet: key,
         };
         let mut running = LeasedNode {
             key,
