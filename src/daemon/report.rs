@@ -125,7 +125,9 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
             flows: flows.inbound,
         },
         pods: pods.len(),
-        peers: totals.peers,
+        peers: totals
+            .peers
+            .saturating_sub(running.control.lock().dual_peers()),
         packets: Packets {
             received: counters.received,
             originated: counters.originated,

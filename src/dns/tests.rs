@@ -921,7 +921,7 @@ async fn the_name_that_tells_the_prefix_is_answered_here_if_there_is_one() {
 #[tokio::test]
 async fn addresses_of_ipv6_have_names_and_names_have_them() {
     let names = names();
-    let json = r#"{"node":"n1","subnet":"10.1.1.0/24",
+    let json = r#"{"node":"n1","subnet":"10.1.1.0/24,fd00:1:1::/64",
         "pods":[{"name":"dual","address":"10.1.1.9,fd00:1:1::9"}]}"#;
     let record: NodeRecord = serde_json::from_str(json).unwrap();
     names.write().set(record);

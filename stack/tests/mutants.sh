@@ -14,7 +14,7 @@ mutants() {
 stack/src/drops.rs @ self.drops[reason as usize] += packets; @ let _ = (reason, packets); @ drops are not counted
 stack/src/datapath/guard.rs @ if attachment.guarded && source != attachment.mac { @ if false { @ a pod may send from any MAC address
 stack/src/datapath/guard.rs @ !attachment.guarded || attachment.addresses @ !attachment.addresses.is_empty() || attachment.addresses @ a pod may send from any IP address
-stack/src/control/peers.rs @ self.free.pop_first().unwrap_or(unused) @ self.free.pop_first().unwrap_or(unused / 2) @ peers share an identity
+stack/src/control/peers.rs @ *unused - 1 @ (*unused - 1) / 2 @ peers share an identity
 stack/src/control/lease/manager.rs @ Some(record) => self.taken(own.key, record.node_address()), @ Some(_) => {} @ a node keeps a subnet that another holds now
 stack/src/control/lease/manager.rs @ self.phase = if self.relist.is_required() { @ self.phase = if false { @ what happened during an operation is not looked into
 stack/src/control/lease/manager.rs @ let reservation = entry.ttl.is_none(); @ let reservation = held.reservation; @ a reservation made during an outage becomes a lease
@@ -22,7 +22,7 @@ stack/src/control/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_su
 stack/src/control/lease/manager/backoff.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
 stack/src/control/lease/manager.rs @ self.relist.require(); @ {} @ a store that did not answer is taken for what it was
 stack/src/control/lease/manager.rs @ if self.repeats { @ if false { @ a record that a node of flannel's has missed stays unknown to it
-stack/src/datapath/node/resolve.rs @ self.awaited.until(now, host) @ self.awaited.until(now, host).filter(|_| false) @ pods are refused while their node starts anew
+stack/src/datapath/node/resolve.rs @ Some(until) = self.awaited.until(now, address) @ Some(until) = self.awaited.until(now, address).filter(|_| false) @ pods are refused while their node starts anew
 stack/src/datapath/egress/tcp.rs @ Ok(len) => (len.min(bytes.len()), Ok(len)), @ Ok(len) => (bytes.len(), Ok(len)), @ what a socket outside does not take is lost
 stack/src/datapath/egress/tcp.rs @ host.shutdown(id)?; @ let _ = id; @ a server outside does not hear that the stream has ended
 stack/src/datapath/egress/mod.rs @ ready.writable |= event.writable; @ {} @ room that a socket outside has again is not seen

@@ -203,6 +203,18 @@ impl ControlPlane {
         self.operations.pop_front()
     }
 
+    /// How many nodes are two peers of the data path, one for each IP version.
+    #[must_use]
+    pub fn dual_peers(&self) -> usize {
+        let is_peer = |operation: &Operation| matches!(operation, Operation::SetPeer(_));
+        let network = self.network.iter();
+        let peers = network.flat_map(|network| self.peers.iter().map(move |it| (network, it)));
+        let halves = peers.map(|(network, (key, known))| network.set_peers(*key, known));
+        halves
+            .filter_map(|halves| halves.filter(is_peer).nth(1))
+            .count()
+    }
+
     /// The leases of others.
     #[must_use]
     pub fn peers(&self) -> &Peers {
