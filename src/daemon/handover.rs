@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::front::Front;
 use super::pods::Pod;
 use super::running::RunningNode;
+use super::underlay;
 use crate::control::{Connection, Departing, Stage};
 use crate::device::FrameSocket;
 use crate::error::{Context, Error, Result};
@@ -86,9 +87,10 @@ impl Front {
     async fn prepare(&self, running: &RunningNode, connection: &Connection) -> Result<()> {
         let (facts, plan) = (&running.facts, running.plan());
         let about = About {
-            subnet: facts.subnet,
+            subnet: facts.subnets,
             backend: facts.config.backend.name().to_owned(),
             end: std::net::SocketAddrV4::new(running.interface().address, plan.port),
+            end_v6: underlay::end_v6(&plan, &running.interface()),
             is_direct: plan.is_direct,
             workers: facts.settings.workers,
         };

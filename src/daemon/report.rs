@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::Vni;
-use muslin_stack::addresses::Addresses;
+use muslin_stack::addresses::{self, Addresses};
 use muslin_stack::api::control::{
     Dns, Drop, Flow, Flows, HostInterface, Neighbour, Packets, Peer, Pod, Ports, Route, Status,
     Table, Traffic,
@@ -27,6 +27,7 @@ use serde_json::Value;
 use super::liveness::Census;
 use super::running::RunningNode;
 use super::settings::Offload;
+use super::underlay;
 use crate::confine;
 use crate::error::{Context, Error, Result};
 use crate::worker::{FlowTable, NeighbourTables, Neighbours, PortState, Totals};
@@ -80,6 +81,8 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         Tunnel::Vxlan { vni, mac, .. } => (Some(Vni::get(vni)), Some(mac.to_string())),
         _ => (None, None),
     };
+    let end_v6 = underlay::end_v6(&running.plan(), &interface).map(|end| end.ip());
+    let both = |ipv4| Addresses::with_ipv4(ipv4, end_v6.and_then(addresses::ipv6));
     Status {
         node: facts.settings.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -89,7 +92,7 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         subnet: facts.subnets,
         gateway: facts.subnets.gateways(),
         public_ip: Addresses::with_ipv4(interface.public_ip, running.public_ipv6()),
-        tunnel_ip: interface.address.into(),
+        tunnel_ip: both(interface.address),
         interface: interface.name,
         backend: facts.config.backend.name().to_owned(),
         port: facts.plan.port,

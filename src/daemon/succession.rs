@@ -2,6 +2,7 @@
 //! on.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::pods::{Details, refusal};
 use super::running::{RunningNode, open_queues};
+use super::underlay;
 use crate::control::Connection;
 use crate::error::{Error, Result};
 use crate::host::publish::Bound;
@@ -48,6 +50,12 @@ pub(super) fn check(
     }
     if about.end != end {
         return differs("the tunnel's end", end.to_string(), about.end.to_string());
+    }
+    let end = underlay::end_v6(plan, interface);
+    if about.end_v6 != end {
+        let text = |end: Option<SocketAddr>| end.map_or("none".to_owned(), |it| it.to_string());
+        let [is, was] = [end, about.end_v6].map(text);
+        return differs("the tunnel's end of IPv6", is, was);
     }
     Ok(())
 }

@@ -264,6 +264,11 @@ fn ends(plan: &TunnelPlan, addresses: Addresses) -> impl Iterator<Item = SocketA
     ends.filter(move |end| carries_ipv6 || end.is_ipv4())
 }
 
+/// Where a tunnel ends in IPv6, if it does.
+pub(super) fn end_v6(plan: &TunnelPlan, interface: &PublicInterface) -> Option<SocketAddr> {
+    ends(plan, interface.ends()).find(SocketAddr::is_ipv6)
+}
+
 fn bind_end(
     plan: &TunnelPlan,
     settings: &NodeSettings,

@@ -2,8 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
-use ipnet::Ipv4Net;
-use muslin_stack::addresses::Addresses;
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::cni::Key;
 use muslin_stack::api::control::{Hello, Namespace, Refusal};
 use muslin_stack::api::published::PortMapping;
@@ -74,11 +73,14 @@ pub(crate) enum Part {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct About {
     /// Its lease.
-    pub(crate) subnet: Ipv4Net,
+    pub(crate) subnet: Nets,
     /// How it sends packets to others.
     pub(crate) backend: String,
     /// Where its tunnel ends.
     pub(crate) end: SocketAddrV4,
+    /// The same of IPv6.
+    #[serde(default)]
+    pub(crate) end_v6: Option<SocketAddr>,
     /// Whether it sends bare packets on its link.
     pub(crate) is_direct: bool,
     /// Its workers.

@@ -36,6 +36,15 @@ pub const fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
+/// The address, if it is of IPv6.
+#[must_use]
+pub const fn ipv6(address: IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(address),
+    }
+}
+
 /// The address and its port, if it is of IPv4.
 #[must_use]
 pub const fn socket_ipv4(address: SocketAddr) -> Option<SocketAddrV4> {

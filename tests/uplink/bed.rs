@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::mpsc::{Sender, channel};
 
 use etherparse::PacketBuilder;
-use ipnet::Ipv4Net;
 use muslin::device::FrameDevice as _;
 use muslin::underlay::uplink::{Failure, Frames, Uplink, UplinkKind};
 use muslin_encap::offload::virtio::Header;
@@ -82,9 +81,14 @@ impl Bed {
 
     /// As many packet sockets, when frames pass both ways.
     pub(crate) fn uplinks(&self, groups: usize) -> Vec<Uplink> {
-        let subnet: Ipv4Net = SUBNET.parse().unwrap();
+        self.uplinks_for(SUBNET, groups)
+    }
+
+    /// The same for other subnets, of which one is of IPv4.
+    pub(crate) fn uplinks_for(&self, subnets: &str, groups: usize) -> Vec<Uplink> {
         let kind = UplinkKind::PacketSocket;
-        let uplinks = Uplink::open(&kind, "near", subnet.into(), groups).unwrap();
+        let subnets = subnets.parse().unwrap();
+        let uplinks = Uplink::open(&kind, "near", subnets, groups).unwrap();
         self.wait_for(&uplinks);
         self.heard_by_each(&uplinks);
         uplinks

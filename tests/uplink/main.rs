@@ -5,9 +5,9 @@
 
 mod bed;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 
 use bed::{Bed, FAR, Listener, NEAR, SUBNET, arp, is_arp, received, received_by, udp, wait};
@@ -108,6 +108,60 @@ inside!(what_is_not_ours_does_not_pass, not_ours, {
     let heard = bed.heard_by(uplink);
     let heard: Vec<_> = heard.iter().map(|(_, frame)| frame).collect();
     assert_eq!(heard, [&good]);
+});
+
+inside!(ipv6_for_the_subnet_passes_with_its_discovery, ipv6, {
+    let bed = Bed::new();
+    inside::sh("ip link set near promisc on");
+    let uplinks = bed.uplinks_for("10.244.1.0/24,fd00:1::/64", 2);
+    let packet = |to: [u8; 6], source: &str, destination: &str| {
+        let [source, destination] =
+            [source, destination].map(|it| it.parse::<Ipv6Addr>().unwrap().octets());
+        PacketBuilder::ethernet2(FAR, to).ipv6(source, destination, 64)
+    };
+    let udp = |to, source: &str, destination: &str| {
+        let mut frame = Vec::new();
+        let built = packet(to, source, destination).udp(9, 9);
+        built.write(&mut frame, b"hello").unwrap();
+        frame
+    };
+    let icmp = |to, destination: &str, message: u8| {
+        let mut frame = Vec::new();
+        let built = packet(to, "fe80::1", destination);
+        let built = built.icmpv6_raw(message, 0, [0; 4]);
+        built.write(&mut frame, &[7; 20]).unwrap();
+        frame
+    };
+    let all_nodes = [0x33, 0x33, 0xff, 0, 0, 9];
+    let ours = [
+        icmp(all_nodes, "ff02::1:ff00:9", 135),
+        icmp(NEAR, "fd00:9::9", 136),
+        udp(NEAR, "fd00:2::5", "fd00:1::5"),
+    ];
+    let others = [
+        udp(NEAR, "fd00:2::5", "fd00:3::5"),
+        udp(all_nodes, "fd00:2::5", "fd00:1::5"),
+        udp([2, 0, 0, 0, 8, 9], "fd00:2::5", "fd00:1::5"),
+        icmp(all_nodes, "ff02::1", 134),
+    ];
+    others.iter().chain(&ours).for_each(|frame| bed.send(frame));
+    let heard = bed.heard_by_each(&uplinks).into_iter().flatten();
+    let heard: Vec<_> = heard.map(|(_, frame)| frame).collect();
+    assert_eq!(sorted(heard), sorted(ours.to_vec()));
+
+    // A flow is at one worker.
+    let mut workers = BTreeSet::new();
+    for pod in 2..34 {
+        let (near, far) = (format!("fd00:1::{pod:x}"), "fd00:2::5");
+        let there = udp(NEAR, far, &near);
+        bed.send(&there);
+        bed.send(&there);
+        let each = bed.heard_by_each(&uplinks);
+        let which: Vec<_> = each.iter().map(Vec::len).collect();
+        assert!(which == [2, 0] || which == [0, 2], "{which:?}");
+        workers.insert(which);
+    }
+    assert_eq!(workers.len(), 2, "flows differ in their workers");
 });
 
 inside!(
