@@ -161,9 +161,12 @@ impl Page {
                 Ok(beginning) => json(self.trace(&beginning).await),
                 Err(error) => failed(&error),
             },
-            table => match Rows::take(&self.nodes, table).await {
-                Some(rows) => json(rows),
-                None => server::not_found(),
+            table => match search_of(query) {
+                Ok(letters) => match Rows::take(&self.nodes, table, &letters).await {
+                    Some(rows) => json(rows),
+                    None => server::not_found(),
+                },
+                Err(error) => failed(&error),
             },
         }
     }
@@ -189,6 +192,18 @@ impl Page {
         let nodes = journey::reach(&self.nodes.sockets()).await?;
         journey::follow(&nodes, &nodes, beginning).await
     }
+}
+
+/// What a query looks for in a table, in lower case.
+fn search_of(query: &str) -> Result<String> {
+    let mut letters = String::new();
+    for (name, value) in parse(query.as_bytes()) {
+        match &*name {
+            "search" => letters = value.to_lowercase(),
+            _ => return Err(Error::usage(format!("there is no '{name}'"))),
+        }
+    }
+    Ok(letters)
 }
 
 /// The packet that a query describes.

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::{Peer, Pod, Status, Table};
+use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -28,16 +30,29 @@ pub(super) struct View {
     nodes: Vec<Shown>,
 }
 
-/// A node of this machine.
+/// What the picture has of a node of this machine; tables have the rest.
 #[derive(Debug, Serialize)]
 struct Shown {
     /// Its name.
     node: String,
-    /// Why nothing else is known of it.
+    /// What does not work, or why nothing else is known of it.
     trouble: Option<String>,
-    status: Option<Status>,
-    pods: Vec<Pod>,
-    peers: Vec<Peer>,
+    public_ip: Option<Addresses>,
+    subnet: Option<Nets>,
+    pods: Vec<(PodName, Addresses)>,
+    peers: Vec<Link>,
+}
+
+/// What it has of a peer.
+#[derive(Debug, Serialize)]
+struct Link {
+    node: Option<String>,
+    public_ip: Addresses,
+    subnet: Nets,
+    state: String,
+    path: Option<String>,
+    /// What has passed in both directions.
+    bytes: u64,
 }
 
 /// The rows of a table of all nodes, each with the name of its node.
@@ -78,7 +93,8 @@ impl Shown {
         let mut shown = Self {
             node: name.unwrap_or_default().to_string_lossy().into_owned(),
             trouble: None,
-            status: None,
+            public_ip: None,
+            subnet: None,
             pods: Vec::new(),
             peers: Vec::new(),
         };
@@ -91,17 +107,41 @@ impl Shown {
     async fn read(&mut self, socket: &std::path::Path) -> Result<()> {
         let client = Client::connect(socket).await?;
         client.node().clone_into(&mut self.node);
-        self.status = client.report(Table::Status).await?.pop();
-        self.pods = client.report(Table::Pods).await?;
-        self.peers = client.report(Table::Peers).await?;
+        if let Some(status) = client.report::<Status>(Table::Status).await?.pop() {
+            self.trouble = status.trouble;
+            self.public_ip = Some(status.public_ip);
+            self.subnet = Some(status.subnet);
+        }
+        let pods = client.report::<Pod>(Table::Pods).await?;
+        self.pods = pods.into_iter().map(|it| (it.pod, it.address)).collect();
+        let peers = client.report::<Peer>(Table::Peers).await?;
+        self.peers = peers.into_iter().map(Link::from).collect();
         Ok(())
     }
 }
 
+impl From<Peer> for Link {
+    fn from(peer: Peer) -> Self {
+        Self {
+            node: peer.node,
+            public_ip: peer.public_ip,
+            subnet: peer.subnet,
+            state: match peer.usable {
+                true => peer.state,
+                false => "unusable".to_owned(),
+            },
+            path: peer.path,
+            bytes: peer.received.bytes.saturating_add(peer.sent.bytes),
+        }
+    }
+}
+
 impl Rows {
-    /// The table of that name; nothing if there is none.
-    pub(super) async fn take(nodes: &Nodes, name: &str) -> Option<Result<Self>> {
+    /// The table of that name, with the rows that have these lower-case letters; nothing if there is none.
+    pub(super) async fn take(nodes: &Nodes, name: &str, letters: &str) -> Option<Result<Self>> {
         let table = match name {
+            "pods" => Table::Pods,
+            "peers" => Table::Peers,
             "leases" => Table::Leases,
             "routes" => Table::Routes,
             "neighbours" => Table::Neighbours,
@@ -110,12 +150,12 @@ impl Rows {
             "events" => Table::Events,
             _ => return None,
         };
-        Some(Self::read(nodes, table).await)
+        Some(Self::read(nodes, table, letters).await)
     }
 
-    async fn read(nodes: &Nodes, table: Table) -> Result<Self> {
+    async fn read(nodes: &Nodes, table: Table, letters: &str) -> Result<Self> {
         let mut rows = Vec::new();
-        let mut failed = None;
+        let (mut failed, mut more) = (None, false);
         let sockets = nodes.sockets();
         for socket in &sockets {
             let client = Client::connect(socket).await;
@@ -128,8 +168,13 @@ impl Rows {
             };
             match client.report::<Value>(table).await {
                 Ok(its) => {
-                    let name = client.node().to_owned();
-                    rows.extend(its.into_iter().map(|row| (name.clone(), row)));
+                    let name = client.node();
+                    let is_on = name.to_lowercase().contains(letters);
+                    let its = its.into_iter().filter(|row| is_on || has(row, letters));
+                    let room = MAX_ROWS - rows.len();
+                    let mut its = its.map(|row| (name.to_owned(), row));
+                    rows.extend(its.by_ref().take(room));
+                    more |= its.next().is_some();
                 }
                 Err(error) => failed = Some(error),
             }
@@ -139,8 +184,35 @@ impl Rows {
             _ if sockets.is_empty() => return Err(Error::failed("no node runs here")),
             _ => {}
         }
-        let more = rows.len() > MAX_ROWS;
-        rows.truncate(MAX_ROWS);
         Ok(Self { rows, more })
+    }
+}
+
+/// Whether something in a value has these letters, in either case.
+fn has(value: &Value, letters: &str) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(values) => values.iter().any(|value| has(value, letters)),
+        Value::Object(fields) => fields.values().any(|value| has(value, letters)),
+        Value::String(text) => text.to_lowercase().contains(letters),
+        other => other.to_string().contains(letters),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn letters_are_looked_for_in_all_of_a_row() {
+        let row = json!({"pod": "Web", "offload": true, "ports": [{"host": 8080}], "none": null});
+        for letters in ["", "web", "e", "tru", "808"] {
+            assert!(has(&row, letters), "{letters}");
+        }
+        for letters in ["pod", "webs", "null", "8081"] {
+            assert!(!has(&row, letters), "{letters}");
+        }
     }
 }

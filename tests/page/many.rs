@@ -1,20 +1,21 @@
 //! The page with many nodes that there are not: its own files, and answers as those of `muslin page`.
 
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::browser::Browser;
 
 pub(crate) const NODES: usize = 1000;
 pub(crate) const PODS: usize = 30;
+/// Rows that are given of a table.
+pub(crate) const MAX_ROWS: usize = 5000;
 /// Peers of each node but the first, which has all: with all of all there were a million tunnels.
 const PEERS: usize = 8;
 
@@ -107,7 +108,13 @@ fn answer(mut stream: TcpStream, views: &AtomicU64) -> std::io::Result<()> {
             let number = views.fetch_add(1, Ordering::Relaxed);
             ("application/json", view(number))
         }
-        _ if path.starts_with("/api/") => ("application/json", rows()),
+        _ if path.starts_with("/api/pods?search=") => {
+            let letters = &path["/api/pods?search=".len()..];
+            (
+                "application/json",
+                pods(letters, views.load(Ordering::Relaxed)),
+            )
+        }
         "/" => ("text/html", file("/index.html")),
         _ if path.ends_with(".css") => ("text/css", file(path)),
         _ => ("text/javascript", file(path)),
@@ -137,56 +144,61 @@ fn subnet(node: usize) -> String {
     format!("10.{}.{}", 128 + node / 250, node % 250)
 }
 
-/// The nodes, whose counters have gone on since the view before this one. It is written as text, since
-/// making values of it takes a second without optimisation.
+/// The nodes, between which more bytes have passed than in the view before this one. It is written as text,
+/// since making values of it takes long without optimisation.
 pub(crate) fn view(number: u64) -> String {
-    let mut out = String::with_capacity(12_000_000);
-    out.push_str(r#"{"nodes":["#);
-    for node in 0..NODES {
-        let comma = if node == 0 { "" } else { "," };
-        let (name, ip, subnet) = (format!("node-{node}"), outer(node), subnet(node));
-        let status = status(&name, &ip, &subnet);
-        let _ = write!(
-            out,
-            r#"{comma}{{"node":"{name}","trouble":null,"status":{status},"pods":["#
-        );
-        for pod in 0..PODS {
-            let comma = if pod == 0 { "" } else { "," };
-            let bytes = 1_000 * (number + 1) * (pod as u64 + 1);
-            let _ = write!(
-                out,
-                r#"{comma}{{"pod":"pod-{node}-{pod}","address":"{subnet}.{}","mac":"02:00:00:00:00:{pod:02x}","port":{pod},"persistent":false,"offload":true,"published":[],"attached_seconds":{number},"received":{{"packets":{number},"bytes":{bytes}}},"sent":{{"packets":{number},"bytes":{bytes}}}}}"#,
-                pod + 2
-            );
-        }
-        out.push_str(r#"],"peers":["#);
-        let peers = if node == 0 { NODES - 1 } else { PEERS };
-        for step in 1..=peers {
-            let comma = if step == 1 { "" } else { "," };
+    let nodes = (0..NODES).map(|node| {
+        let pods = (0..PODS).map(|pod| format!(r#"["{}","{}"]"#, name(node, pod), inner(node, pod)));
+        let peers = match node {
+            0 => NODES - 1,
+            _ => PEERS,
+        };
+        let peers = (1..=peers).map(|step| {
             let peer = (node + step) % NODES;
-            let (ip, net) = (outer(peer), self::subnet(peer));
-            let bytes = 50_000 * number * step as u64;
-            let _ = write!(
-                out,
-                r#"{comma}{{"node":"node-{peer}","subnet":"{net}.0/24","public_ip":"{ip}","backend":"vxlan","vtep_mac":"02:00:00:00:01:00","state":"alive","usable":true,"heard_seconds":1,"path":"vxlan","mtu":1450,"partial_checksums":true,"received":{{"packets":{number},"bytes":{bytes}}},"sent":{{"packets":{number},"bytes":{bytes}}}}}"#
-            );
+            let (ip, net, bytes) = (outer(peer), subnet(peer), 50_000 * number * step as u64);
+            format!(
+                r#"{{"node":"node-{peer}","public_ip":"{ip}","subnet":"{net}.0/24","state":"alive","path":"vxlan","bytes":{bytes}}}"#
+            )
+        });
+        let (ip, net, pods, peers) = (outer(node), subnet(node), list(pods), list(peers));
+        format!(
+            r#"{{"node":"node-{node}","trouble":null,"public_ip":"{ip}","subnet":"{net}.0/24","pods":{pods},"peers":{peers}}}"#
+        )
+    });
+    format!(r#"{{"nodes":{}}}"#, list(nodes))
+}
+
+/// Rows of pods whose names have these letters, and at most as many as the page is given.
+fn pods(letters: &str, number: u64) -> String {
+    let all = (0..NODES).flat_map(|node| (0..PODS).map(move |pod| (node, pod)));
+    let mut found = all.filter(|(node, pod)| name(*node, *pod).contains(letters));
+    let rows = found.by_ref().take(MAX_ROWS).map(|(node, pod)| {
+        let (name, address, bytes) = (name(node, pod), inner(node, pod), 1_000 * number);
+        let traffic = format!(r#"{{"packets":{number},"bytes":{bytes}}}"#);
+        format!(
+            r#"["node-{node}",{{"pod":"{name}","address":"{address}","mac":"02:00:00:00:00:{pod:02x}","port":{pod},"persistent":false,"offload":true,"published":[],"attached_seconds":{number},"received":{traffic},"sent":{traffic}}}]"#
+        )
+    });
+    let rows = list(rows);
+    let more = found.next().is_some();
+    format!(r#"{{"rows":{rows},"more":{more}}}"#)
+}
+
+fn name(node: usize, pod: usize) -> String {
+    format!("pod-{node}-{pod}")
+}
+
+fn inner(node: usize, pod: usize) -> String {
+    format!("{}.{}", subnet(node), pod + 2)
+}
+
+fn list(values: impl Iterator<Item = String>) -> String {
+    let mut list = String::from("[");
+    for value in values {
+        if list.len() > 1 {
+            list.push(',');
         }
-        out.push_str("]}");
+        list.push_str(&value);
     }
-    out.push_str("]}");
-    out
-}
-
-fn status(name: &str, ip: &str, subnet: &str) -> String {
-    format!(
-        r#"{{"node":"{name}","version":"0.1.0","pid":1,"uptime_seconds":9,"network":"10.128.0.0/9","subnet":"{subnet}.0/24","gateway":"{subnet}.1","public_ip":"{ip}","tunnel_ip":"{ip}","interface":"eth0","backend":"vxlan","port":8472,"vni":1,"vtep_mac":"02:00:00:00:01:00","mtu":1450,"device":"tap","workers":2,"offload":"all","trouble":null,"pods":{PODS},"peers":{PEERS}}}"#
-    )
-}
-
-/// Any other table: what the nodes have lost.
-fn rows() -> String {
-    let row =
-        |node: usize| json!([format!("node-{node}"), {"reason": "ttl-exceeded", "packets": node}]);
-    let rows: Vec<Value> = (0..NODES).map(row).collect();
-    json!({"rows": rows, "more": false}).to_string()
+    list + "]"
 }

@@ -18,9 +18,9 @@ const order = new Intl.Collator("en", { numeric: true });
 export function everyone(view) {
   const all = new Map();
   for (const node of view.nodes) {
-    const address = node.status ? node.status.public_ip : node.node;
-    all.set(address, { address, name: node.node, subnet: node.status?.subnet ?? "",
-      pods: node.pods, trouble: node.trouble ?? node.status?.trouble, here: true });
+    const address = node.public_ip ?? node.node;
+    all.set(address, { address, name: node.node, subnet: node.subnet ?? "", pods: node.pods, trouble: node.trouble,
+      here: true });
   }
   for (const node of view.nodes) {
     for (const peer of node.peers) {
@@ -87,19 +87,18 @@ export class Picture {
     const passed = new Map();
     const all = new Map();
     for (const node of view.nodes) {
-      if (!node.status) continue;
-      const here = node.status.public_ip;
+      const here = node.public_ip;
+      if (!here) continue;
       for (const peer of node.peers) {
         const way = `${here} ${peer.public_ip}`;
-        const bytes = peer.sent.bytes + peer.received.bytes;
+        const { bytes } = peer;
         const last = this.passed.get(way);
         passed.set(way, { bytes, now });
         const bits = last && bytes >= last.bytes ? (8000 * (bytes - last.bytes)) / Math.max(now - last.now, 1) : 0;
         const key = between(here, peer.public_ip);
         const known = all.get(key);
         if (known && bits <= known.bits) continue;
-        const state = peer.usable ? peer.state : "unusable";
-        all.set(key, { key, ends: [here, peer.public_ip], bits, state, path: peer.path ?? "none" });
+        all.set(key, { key, ends: [here, peer.public_ip], bits, state: peer.state, path: peer.path ?? "none" });
       }
     }
     this.passed = passed;
@@ -205,8 +204,7 @@ export class Picture {
   box(node) {
     const place = this.places.get(node.address);
     const pods = node.pods.slice(0, SHOWN_PODS);
-    const shape = JSON.stringify([place, node.name, node.subnet, node.here, node.trouble, node.pods.length,
-      pods.map((pod) => [pod.pod, pod.address])]);
+    const shape = JSON.stringify([place, node.name, node.subnet, node.here, node.trouble, node.pods.length, pods]);
     const known = this.drawn.get(node.address);
     if (known?.shape === shape) return known;
     const box = { shape, element: this.drawNode(node, pods, place) };
@@ -230,16 +228,16 @@ export class Picture {
     return group;
   }
 
-  podButton(pod, node, x, y) {
+  podButton([name, address], node, x, y) {
     const circle = draw("circle", { cx: x, cy: y, r: 8 });
-    const label = draw("text", { x: x + 14, y: y + 4 }, `${pod.pod} ${pod.address}`);
-    const button = draw("g", { class: "pod", role: "button", tabindex: 0, "data-address": pod.address,
-      "aria-label": `pod ${pod.pod} of node ${node.name}, ${pod.address}`, "aria-pressed": "false" }, circle, label);
-    button.addEventListener("click", () => this.choose(pod.address));
+    const label = draw("text", { x: x + 14, y: y + 4 }, `${name} ${address}`);
+    const button = draw("g", { class: "pod", role: "button", tabindex: 0, "data-address": address,
+      "aria-label": `pod ${name} of node ${node.name}, ${address}`, "aria-pressed": "false" }, circle, label);
+    button.addEventListener("click", () => this.choose(address));
     button.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") {
         event.preventDefault();
-        this.choose(pod.address);
+        this.choose(address);
       }
     });
     return button;

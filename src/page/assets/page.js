@@ -27,7 +27,7 @@ async function ask(path) {
 
 /** Marks the pods that are chosen and the way of the packet. */
 function mark() {
-  const names = new Map(view.nodes.filter((it) => it.status).map((it) => [it.node, it.status.public_ip]));
+  const names = new Map(view.nodes.map((it) => [it.node, it.public_ip ?? undefined]));
   const hops = (way?.parts ?? []).map((part) => names.get(part.node));
   if (way?.unknown) hops.push(way.unknown.public_ip);
   picture.mark(chosen, hops.filter((hop) => hop !== undefined));
@@ -84,35 +84,27 @@ function suggest(field) {
   const found = [];
   for (const node of view.nodes) {
     for (const pod of node.pods) {
-      if (found.length >= SUGGESTED) break;
-      if (pod.address.includes(written) || pod.pod.includes(written)) found.push(pod);
+      if (found.length < SUGGESTED && pod.some((word) => word.includes(written))) found.push(pod);
     }
   }
-  get("ends").replaceChildren(...found.map((pod) => make("option", { value: pod.address }, pod.pod)),
+  get("ends").replaceChildren(...found.map(([name, address]) => make("option", { value: address }, name)),
     make("option", { value: "outside" }), make("option", { value: "gateway" }));
 }
 
-async function rows() {
-  if (shown === "pods" || shown === "peers") {
-    return { more: false, rows: view.nodes.flatMap((node) => node[shown].map((row) => [node.node, row])) };
-  }
-  return ask(`/api/${shown}`);
-}
-
 async function drawTable() {
-  const wanted = shown;
+  const wanted = () => `${shown}?${new URLSearchParams({ search: get("search").value.trim() })}`;
+  const asked = wanted();
   let told;
   try {
-    told = await rows();
+    told = await ask(`/api/${asked}`);
   } catch (error) {
-    if (wanted === shown) table.say(error.message, "outcome lost");
+    if (wanted() === asked) table.say(error.message, "outcome lost");
     return;
   }
-  if (wanted !== shown) return;
-  const needle = get("search").value.trim().toLowerCase();
-  const more = told.more ? "There are more rows than are shown." : "";
-  if (table.show(told.rows, needle, more)) return;
-  table.say(told.rows.length === 0 ? `There are no ${shown} now.` : `None of ${told.rows.length} ${shown} has “${needle}”.`);
+  if (wanted() !== asked) return;
+  const needle = get("search").value.trim();
+  if (told.rows.length === 0) table.say(needle === "" ? `There are no ${shown} now.` : `None of the ${shown} has “${needle}”.`);
+  else table.show(told.rows, told.more ? "There are more rows than are shown: search for those that you want." : "");
 }
 
 function select(name) {

@@ -25,12 +25,11 @@ export class Table {
     this.holder.replaceChildren(make("p", { class: kind }, words));
   }
 
-  /** Shows those of the rows, each with its node, that have `needle`, and `more` behind them. */
-  show(rows, needle, more) {
+  /** Shows rows, each with its node, and `more` behind them. */
+  show(rows, more) {
     const columns = new Set();
     for (const [, row] of rows) for (const column in row) columns.add(column);
-    this.lines = needle === "" ? rows : rows.filter((row) => has(row, needle));
-    if (this.lines.length === 0) return false;
+    this.lines = rows;
     if (String([...columns]) !== String(this.columns)) {
       this.columns = [...columns];
       const names = ["on", ...columns].map((name) => make("th", { scope: "col" }, name.replaceAll("_", " ")));
@@ -41,7 +40,6 @@ export class Table {
     write(this.more, more);
     if (this.table.parentNode !== this.holder) this.holder.replaceChildren(this.table, this.more);
     this.refresh();
-    return true;
   }
 
   refresh() {
@@ -76,13 +74,4 @@ export class Table {
     write(row.children[0], node);
     this.columns.forEach((column, at) => write(row.children[at + 1], text(values[column])));
   }
-}
-
-/** Whether a cell has these letters, in either case. */
-function has([node, row], needle) {
-  if (node.toLowerCase().includes(needle)) return true;
-  for (const column in row) {
-    if (text(row[column]).toLowerCase().includes(needle)) return true;
-  }
-  return false;
 }

@@ -11,7 +11,9 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_stack::Instant;
 use muslin_stack::datapath::egress::{Egress, EgressConfig, NoHost, Policy};
+use muslin_stack::datapath::filter::Unfiltered;
 use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
+use muslin_stack::datapath::observe::{Observer, Unobserved};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -89,9 +91,14 @@ pub fn vxlan_tunnel() -> Tunnel {
 
 /// A node with guarded pods and this many peers.
 pub fn node(tunnel: Tunnel, peers: u32) -> Node {
+    observed_node(tunnel, peers, Unobserved)
+}
+
+fn observed_node<O: Observer>(tunnel: Tunnel, peers: u32, observer: O) -> Node<O> {
     let mtu = Mtu::new(MTU.into()).expect("it is large enough");
     let config = NodeConfig::new(own_subnet(), GATEWAY_MAC, tunnel, mtu, 7);
-    let mut node = Node::new(config, Instant::ZERO).expect("the subnet is large enough");
+    let node = Node::with(config, observer, Unfiltered, Instant::ZERO);
+    let mut node = node.expect("the subnet is large enough");
     for host in POD..POD + PODS {
         let attachment = Attachment::new(mac(host), vec![pod(host).into()]);
         node.attach(PortId(host), attachment);
@@ -177,8 +184,8 @@ impl Headers {
 }
 
 /// A UDP packet of full size that goes one way through a node, time and again.
-pub struct Scene {
-    node: Node,
+pub struct Scene<O = Unobserved> {
+    node: Node<O>,
     headers: Headers,
     storage: Vec<u8>,
 }
@@ -186,14 +193,26 @@ pub struct Scene {
 impl Scene {
     /// A scene of a node with this many peers, whose first packet has gone the right way.
     pub fn new(tunnel: Tunnel, peers: u32, way: Way) -> Self {
+        Self::observed(tunnel, peers, way, Unobserved)
+    }
+}
+
+impl<O: Observer> Scene<O> {
+    /// The same with who observes the node.
+    pub fn observed(tunnel: Tunnel, peers: u32, way: Way, observer: O) -> Self {
         let mut scene = Self {
-            node: node(tunnel, peers),
+            node: observed_node(tunnel, peers, observer),
             headers: Headers::new(tunnel, peers, way),
             storage: vec![0; HEADROOM + HEADERS_LEN + usize::from(MTU)],
         };
         let verdict = scene.run();
         assert!(scene.is_right(verdict), "{tunnel:?}, {way:?}: {verdict:?}");
         scene
+    }
+
+    /// Who observes the node.
+    pub fn observer(&mut self) -> &mut O {
+        self.node.observer_mut()
     }
 
     /// Puts the next packet into the buffer, and returns the index of its peer. All packets have
