@@ -29,6 +29,9 @@ pub(super) fn address(machine: usize, changes: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(FIRST + (changes as u32 % 200) * 4096 + machine as u32 % 4096)
 }
 
+/// The least MTU of an underlay with room for IPv6 and all headers of VXLAN over it (RFC 8200 section 5).
+pub(super) const IPV6_UNDERLAY: u16 = 1350;
+
 /// A machine's public IPv6 address where the network has IPv6; the last of three has none.
 pub(super) fn public_ipv6(is_dual: bool, machine: usize) -> Option<Ipv6Addr> {
     let number = machine as u16 + 1;

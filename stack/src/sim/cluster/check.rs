@@ -53,7 +53,7 @@ struct Pair {
 /// A pod that is attached, and its address.
 type Pod = (Who, PortId, Ipv4Addr);
 
-/// Where a peer's pods are: its subnet, its tunnel's end and its VTEP.
+/// Where a peer's pods are: its IPv4 subnet, its tunnel's end and its VTEP.
 type Reach = BTreeMap<IpNet, (SocketAddr, Option<VtepMac>)>;
 
 /// A key below the leases' prefix, and the peer that it is to others.
@@ -68,6 +68,7 @@ fn reach(node: &Node) -> Reach {
     let peers = node.peers();
     let peers = peers.map(|state| state.peer);
     peers
+        .filter(|peer| peer.subnet.addr().is_ipv4())
         .map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)))
         .collect()
 }
@@ -482,20 +483,25 @@ fn check_node(number: usize, running: &LeasedNode, node: &Node) -> Result<(), Vi
     if node.ports().count() != running.ports.len() {
         return wrong("has other ports than were attached");
     }
-    let own = IpNet::V4(running.ipv4());
-    let peers = reach(node).into_keys();
-    let mut expected: BTreeSet<_> = peers.filter(|peer| !own.contains(peer)).collect();
-    expected.insert(own);
+    let own: Vec<IpNet> = running.key.nets().iter().collect();
+    let is_own = |peer: &IpNet| own.iter().any(|own| own.contains(peer));
+    let peers = node.peers().map(|state| state.peer.subnet);
+    let mut expected: BTreeSet<_> = peers.filter(|peer| !is_own(peer)).collect();
+    expected.extend(&own);
     let routes: BTreeSet<_> = node.routes().map(|(prefix, _)| prefix).collect();
     if routes != expected {
         return wrong("has other routes than peers");
     }
-    let mut prefixes = routes.iter();
-    if prefixes.any(|prefix| prefix.prefix_len() != own.prefix_len()) {
+    let is_lease = |prefix: &IpNet| {
+        let of_version = |own: &&IpNet| own.addr().is_ipv4() == prefix.addr().is_ipv4();
+        let own = own.iter().find(of_version);
+        own.is_some_and(|own| own.prefix_len() == prefix.prefix_len())
+    };
+    if !routes.iter().all(is_lease) {
         return wrong("has a peer with more or less than a lease");
     }
     let mut hops = node.routes();
-    if hops.any(|(prefix, hop)| (*hop == NextHop::Local) != (prefix == own)) {
+    if hops.any(|(prefix, hop)| (*hop == NextHop::Local) != own.contains(&prefix)) {
         return wrong("has a wrong next hop for its own pods");
     }
     let addresses = running
@@ -504,6 +510,7 @@ fn check_node(number: usize, running: &LeasedNode, node: &Node) -> Result<(), Vi
         .map(|plugged| IpAddr::V4(plugged.address));
     let permanent = node.neighbours();
     let permanent = permanent.filter(|(.., state)| *state == State::Permanent);
+    // Pods of the simulator speak IPv4 alone.
     let permanent: BTreeSet<_> = permanent.map(|(address, ..)| address).collect();
     if permanent != addresses.collect() {
         return wrong("has other permanent neighbours than pods");

@@ -25,7 +25,7 @@ use smoltcp::time::{Duration, Instant};
 use crate::control::lease::{Revision, lease_prefix};
 use crate::datapath::frame;
 use crate::sim::agent::StoreWeather;
-use crate::sim::constants::{PREFIX, address, public_ipv6};
+use crate::sim::constants::{IPV6_UNDERLAY, PREFIX, address, public_ipv6};
 use crate::sim::due::{Due, Timer, Who};
 use crate::sim::flannel::Flannel;
 use crate::sim::invariants;
@@ -87,7 +87,10 @@ impl Cluster {
         let now = Instant::from_secs(1);
         let machines = setup.mtus.iter().enumerate().map(|(number, mtu)| Machine {
             public_ip: address(number, 0),
-            public_ipv6: public_ipv6(setup.config.ipv6.is_some(), number),
+            public_ipv6: public_ipv6(
+                setup.config.ipv6.is_some() && mtu.get() >= IPV6_UNDERLAY,
+                number,
+            ),
             mtu: *mtu,
             disk: None,
             is_copy: false,

@@ -359,7 +359,7 @@ fn node_config(
         gateway_mac: disk.gateway_mac.get(),
         tunnel: plan.tunnel,
         mtu: plan.mtu,
-        mtu_v6: plan.mtu,
+        mtu_v6: plan.mtu_v6().unwrap_or(plan.mtu),
         clamp_mss: true,
         guard: Policy {
             peers: setup.guards_peers,
