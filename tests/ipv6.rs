@@ -84,3 +84,21 @@ fn another_configuration_of_the_network_makes_no_other_subnet_of_ipv4() {
     let node = config().start(host);
     assert_eq!(node.status("subnet"), subnets);
 }
+
+#[test]
+fn an_underlay_without_room_for_ipv6_has_a_lease_of_ipv4() {
+    let Some(lab) = Lab::new() else { return };
+    let host = &lab.host("h1", Ipv4Addr::new(10, 9, 0, 1));
+    if !ip(host, "addr add fd01::9/64 dev eth0 nodad") {
+        return skip("the kernel has no IPv6");
+    }
+    assert!(ip(host, "link set eth0 mtu 1349"));
+    let config = NodeConfig::on_interface("n1", "eth0", &lab.store());
+    let node = config.with("--ipv6-network", NETWORK).start(host);
+    let subnet = node.status("subnet");
+    assert!(
+        subnet.starts_with("10.244.") && !subnet.contains(','),
+        "{subnet}"
+    );
+    assert!(node.log().contains("no IPv6 subnet"), "{}", node.log());
+}

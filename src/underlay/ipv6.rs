@@ -26,6 +26,9 @@ const UNFIT: AddressFlags = AddressFlags::Secondary
     .union(AddressFlags::Deprecated)
     .union(AddressFlags::Tentative);
 
+/// Room for IPv6 packets of 1,280 bytes (RFC 8200 section 5) and the 70 bytes of VXLAN over IPv6.
+const LEAST_MTU: u32 = 1280 + 70;
+
 /// An address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Candidate {
@@ -82,12 +85,16 @@ fn best(candidates: &[Candidate], published: Option<Ipv6Addr>) -> Option<Ipv6Add
 }
 
 /// Chooses the address: the one that the user names, else one of the underlay's interface, else one of
-/// the interface that the default route of IPv6 leads to. `None` if there is none.
+/// the interface that the default route of IPv6 leads to. `None` if there is none, or the interface has no
+/// room for what all paths of IPv6 take.
 pub async fn choose(
     wanted: &InterfaceChoice,
     interface: &PublicInterface,
     published: Option<Ipv6Addr>,
 ) -> Option<Ipv6Addr> {
+    if interface.mtu < LEAST_MTU {
+        return None;
+    }
     if wanted.public_ipv6.is_some() {
         return wanted.public_ipv6;
     }
