@@ -68,6 +68,7 @@ fn split(packet: &[u8], headers: &mut [u8], checksums: Checksums) -> usize {
 fn merge(segments: &mut [Vec<u8>]) -> usize {
     let settings = MergeSettings {
         mtu: Mtu::new(1450).expect("it is one"),
+        mtu_v6: Mtu::new(1450).expect("it is one"),
         udp: true,
     };
     let mut merger = Merger::new(settings);

@@ -97,6 +97,7 @@ impl Segment {
 fn settings() -> MergeSettings {
     MergeSettings {
         mtu: Mtu::new(1450).unwrap(),
+        mtu_v6: Mtu::new(1450).unwrap(),
         udp: true,
     }
 }

@@ -149,6 +149,7 @@ fn shape() -> impl Strategy<Value = Shape> {
 fn settings(mtu: u32) -> MergeSettings {
     MergeSettings {
         mtu: Mtu::new(mtu).unwrap(),
+        mtu_v6: Mtu::new(mtu).unwrap(),
         udp: true,
     }
 }

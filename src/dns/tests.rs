@@ -924,6 +924,7 @@ async fn addresses_of_ipv6_have_names_and_names_have_them() {
     let json = r#"{"node":"n1","subnet":"10.1.1.0/24,fd00:1:1::/64",
         "pods":[{"name":"dual","address":"10.1.1.9,fd00:1:1::9"}]}"#;
     let record: NodeRecord = serde_json::from_str(json).unwrap();
+    names.write().lease(record.subnet.ipv6().unwrap());
     names.write().set(record);
     let networks: Nets = NETWORKS.parse().unwrap();
     let (_dns, connector) = super::start(networks, None, names, Resolvers::at(vec![])).unwrap();

@@ -427,6 +427,7 @@ fn join<'a>(
     // Whether they fit the link was checked.
     let mut merger = Merger::new(MergeSettings {
         mtu: Mtu::MAX,
+        mtu_v6: Mtu::MAX,
         udp: datagrams,
     });
     let (mut rest, mut at) = (storage, 0);

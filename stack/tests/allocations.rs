@@ -124,6 +124,7 @@ fn split(packet: &[u8], headers: &mut [u8], batch: &mut [Vec<u8>]) -> usize {
 fn merge(batch: &mut [Vec<u8>]) -> usize {
     let settings = MergeSettings {
         mtu: Mtu::new(1450).unwrap(),
+        mtu_v6: Mtu::new(1450).unwrap(),
         udp: true,
     };
     let mut merger = Merger::new(settings);

@@ -63,6 +63,7 @@ pub(crate) fn merges_agree(tunnels: &Tunnels, frames: &[Vec<u8>]) -> usize {
 fn merge(frames: &[Vec<u8>]) -> Vec<Group> {
     let settings = MergeSettings {
         mtu: Mtu::new(1500).unwrap(),
+        mtu_v6: Mtu::new(1500).unwrap(),
         udp: true,
     };
     let outputs = reference::merge(frames, L3, settings);

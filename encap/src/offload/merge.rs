@@ -54,7 +54,7 @@
 //!     // writev: the virtio-net header, `merged.head`, and each of `merged.tail`.
 //!     lens.push((merged.virtio.gso.map(|gso| gso.size), merged.total_len()));
 //! };
-//! let mut merger = Merger::new(MergeSettings { mtu: Mtu::ETHERNET, udp: true });
+//! let mut merger = Merger::new(MergeSettings { mtu: Mtu::ETHERNET, mtu_v6: Mtu::ETHERNET, udp: true });
 //! merger.push(&mut first, 0, (), &mut sink);
 //! merger.push(&mut second, 0, (), &mut sink);
 //! merger.flush(&mut sink);
@@ -106,11 +106,22 @@ pub const MAX_SEGMENTS: usize = 64;
 /// How a merger treats packets.
 #[derive(Debug, Clone, Copy)]
 pub struct MergeSettings {
-    /// The MTU of the receiving interface. A longer TCP packet is a superpacket that a kernel peer
-    /// forwarded whole; its segment size is derived from this MTU.
+    /// The longest IPv4 packet that the receiver takes. A longer TCP packet is a superpacket that a
+    /// kernel peer forwarded whole; its segment size is derived from this MTU.
     pub mtu: Mtu,
+    /// The same of IPv6.
+    pub mtu_v6: Mtu,
     /// Whether the receiver accepts UDP superpackets (Linux 6.2 and later).
     pub udp: bool,
+}
+
+impl MergeSettings {
+    const fn mtu(&self, version: IpVersion) -> Mtu {
+        match version {
+            IpVersion::Ipv4 => self.mtu,
+            IpVersion::Ipv6 => self.mtu_v6,
+        }
+    }
 }
 
 /// A packet to be written: the virtio-net header, the first packet and, if segments were merged,
@@ -376,7 +387,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         sink: &mut impl FnMut(Merged<'_, 'a, K>),
     ) {
         let opens = offer != Offer::Other || may_begin(packet, &at);
-        let fits = at.end - at.l3 <= self.settings.mtu.get().into();
+        let fits = at.end - at.l3 <= self.settings.mtu(at.version).get().into();
         let place = (opens && fits).then(|| self.place_for(&at));
         let Some(index) = place.flatten() else {
             return pass_through(self.settings, key, packet, Some(at), sink);
@@ -538,7 +549,7 @@ fn pass_through<'a, K>(
     at: Option<Transport>,
     sink: &mut impl FnMut(Merged<'_, 'a, K>),
 ) {
-    let virtio = at.map_or_else(Header::default, |at| header_of(packet, &at, settings.mtu));
+    let virtio = at.map_or_else(Header::default, |at| header_of(packet, &at, settings));
     sink(Merged {
         key,
         virtio,
@@ -547,8 +558,8 @@ fn pass_through<'a, K>(
     });
 }
 
-fn header_of(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Header {
-    if let Some(header) = oversized(packet, at, mtu) {
+fn header_of(packet: &mut [u8], at: &Transport, settings: MergeSettings) -> Header {
+    if let Some(header) = oversized(packet, at, settings.mtu(at.version)) {
         return header;
     }
     let is_partial = at.is_partial(packet);
@@ -579,9 +590,9 @@ pub fn is_plain(header: &Header, packet: &[u8], l3: usize) -> bool {
 /// The virtio-net header for a batch of one packet, which needs no merger. It leaves a partial
 /// checksum to the receiver, and the segmentation of a TCP packet longer than the receiver's MTU,
 /// whose checksum becomes a partial one.
-pub fn header_for_single(packet: &mut [u8], l3: usize, mtu: Mtu) -> Header {
+pub fn header_for_single(packet: &mut [u8], l3: usize, settings: MergeSettings) -> Header {
     Transport::parse(packet, l3)
-        .map_or_else(|_| Header::default(), |at| header_of(packet, &at, mtu))
+        .map_or_else(|_| Header::default(), |at| header_of(packet, &at, settings))
 }
 
 /// The header for a TCP packet longer than the MTU, whose checksum becomes a partial one. `None` if
@@ -686,7 +697,11 @@ mod tests {
 
     fn settings() -> MergeSettings {
         let mtu = Mtu::new(1450).unwrap();
-        MergeSettings { mtu, udp: true }
+        MergeSettings {
+            mtu,
+            mtu_v6: mtu,
+            udp: true,
+        }
     }
 
     fn fill(packet: &mut [u8]) {
@@ -950,7 +965,7 @@ mod tests {
         let at = Transport::parse(&whole, L3).unwrap();
         let pseudo = at.pseudo_header(&whole, at.end - at.l4);
         put16(&mut whole, at.checksum_offset(), pseudo);
-        let header = header_for_single(&mut whole, L3, settings().mtu);
+        let header = header_for_single(&mut whole, L3, settings());
         let gso = header.gso.unwrap();
         assert_eq!((gso.kind, gso.size), (GsoKind::TcpV4, 1398));
         assert_eq!(header.checksum, partial(&at));
@@ -958,13 +973,13 @@ mod tests {
 
         let mut small = segment(1, 0, 10);
         assert_eq!(
-            header_for_single(&mut small, L3, settings().mtu),
+            header_for_single(&mut small, L3, settings()),
             Header::default()
         );
         let at = Transport::parse(&small, L3).unwrap();
         let pseudo = at.pseudo_header(&small, at.end - at.l4);
         put16(&mut small, at.checksum_offset(), pseudo);
-        let header = header_for_single(&mut small, L3, settings().mtu);
+        let header = header_for_single(&mut small, L3, settings());
         assert_eq!((header.checksum, header.gso), (partial(&at), None));
     }
 

@@ -106,6 +106,7 @@ fn run(data: &[u8]) {
     let mtu = [68, 576, 1450, 9000][usize::from(choice >> 5 & 3)];
     let settings = MergeSettings {
         mtu: Mtu::new(mtu).expect("it is in range"),
+        mtu_v6: Mtu::new(mtu).expect("it is in range"),
         udp: choice & 0x80 == 0,
     };
     if with_acks {

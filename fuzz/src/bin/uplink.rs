@@ -139,9 +139,7 @@ impl Harness {
     /// Peers 0 and 1 are at hosts 2 and 3.
     fn new(choices: u8) -> Self {
         let checks_peers = choices & 1 == 0;
-        let subnet = "10.244.1.0/24"
-            .parse::<Nets>()
-            .expect("it is a subnet");
+        let subnet = "10.244.1.0/24".parse::<Nets>().expect("it is a subnet");
         let mtu = Mtu::new(MTU.into()).expect("it is in range");
         let mut config = NodeConfig::new(subnet, GATEWAY, Tunnel::None, mtu, 7);
         config.guard.peers = checks_peers;

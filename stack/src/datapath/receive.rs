@@ -71,6 +71,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             .map_or(0, Format::received_network_offset);
         let settings = merge::MergeSettings {
             mtu: self.node.mtu(),
+            mtu_v6: self.node.mtu_v6(),
             udp: true,
         };
         let mut acks = self.acks.take().unwrap_or_default();
@@ -102,7 +103,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 }
                 deliver(Merged {
                     key: sender,
-                    virtio: merge::header_for_single(datagram, network, settings.mtu),
+                    virtio: merge::header_for_single(datagram, network, settings),
                     head: datagram,
                     tail: &[],
                 });
@@ -186,11 +187,10 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         host: &mut impl Host,
         mut send: impl FnMut(Verdict, &mut PacketBuf<'_>, &[&[u8]]),
     ) {
+        let mtu = self.node.uplink().map_or(Mtu::ETHERNET, |it| it.mtu);
         let settings = merge::MergeSettings {
-            mtu: self
-                .node
-                .uplink()
-                .map_or(Mtu::ETHERNET, |uplink| uplink.mtu),
+            mtu,
+            mtu_v6: mtu,
             udp: true,
         };
         let mut acks = self.acks.take().unwrap_or_default();
