@@ -130,7 +130,7 @@ fn it_shows_all_nodes_of_the_machine_and_follows_packets() {
         ("", &["-H", "Host: muslin.example:80"], 403),
         ("nothing", &[], 404),
         ("api/nothing", &[], 404),
-        ("api/trace?from=web&to=nobody", &[], 400),
+        ("api/trace?from=web&to=nobody", &[], 503),
         ("api/trace?from=nobody&to=db", &[], 503),
         ("api/trace?colour=red", &[], 400),
         ("api/pods?colour=red", &[], 400),

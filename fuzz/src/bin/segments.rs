@@ -104,9 +104,10 @@ fn run(data: &[u8]) {
         happen(&mut batch, l3, change);
     }
     let mtu = [68, 576, 1450, 9000][usize::from(choice >> 5 & 3)];
+    let mtu = Mtu::new(mtu).expect("it is in range");
     let settings = MergeSettings {
-        mtu: Mtu::new(mtu).expect("it is in range"),
-        mtu_v6: Mtu::new(mtu).expect("it is in range"),
+        mtu,
+        mtu_v6: mtu,
         udp: choice & 0x80 == 0,
     };
     if with_acks {
@@ -298,7 +299,13 @@ fn arbitrary(packet: &[u8], l3: usize) {
     assert!(was_partial || changed.next().is_none());
 
     let mut lone = packet.to_vec();
-    let header = merge::header_for_single(&mut lone, l3, Mtu::new(1450).expect("it is in range"));
+    let mtu = Mtu::new(1450).expect("it is in range");
+    let settings = MergeSettings {
+        mtu,
+        mtu_v6: mtu,
+        udp: true,
+    };
+    let header = merge::header_for_single(&mut lone, l3, settings);
     assert_eq!(header.check(lone.len()), Ok(()));
 }
 
