@@ -7,7 +7,7 @@ use smoltcp::wire::{IpVersion, Ipv4Packet, Ipv6Packet};
 use thiserror::Error;
 
 use super::key::{FlowKey, Protocol};
-use super::reassembly_v6;
+use super::reassembly;
 use crate::datapath::icmp::IcmpError;
 use crate::drops::DropReason;
 
@@ -62,7 +62,7 @@ impl Marks {
             return Self {
                 ttl: behind(view.hop_limit()),
                 dscp: view.traffic_class() >> 2,
-                dont_fragment: !fits && !reassembly_v6::was_fragmented(packet),
+                dont_fragment: !fits && !reassembly::was_fragmented(packet),
             };
         }
         let view = Ipv4Packet::new_unchecked(packet);

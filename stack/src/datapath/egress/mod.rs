@@ -49,7 +49,6 @@ mod path;
 mod policy;
 mod quote;
 mod reassembly;
-mod reassembly_v6;
 mod sharing;
 mod state;
 mod succession;
@@ -132,7 +131,6 @@ pub struct Egress {
     ends: Ends,
     datagrams: Datagrams,
     fragments: Reassembly,
-    fragments_v6: reassembly_v6::Reassembly,
     counters: EgressCounters,
     /// Connections that a port was chosen for.
     ports_chosen: u64,
@@ -173,7 +171,6 @@ impl Egress {
             ends: Ends::new(&config, now),
             datagrams: Datagrams::new(),
             fragments: Reassembly::new(),
-            fragments_v6: reassembly_v6::Reassembly::new(),
             counters: EgressCounters::default(),
             ports_chosen: 0,
             published: HashSet::new(),
@@ -255,29 +252,7 @@ impl Egress {
         host: &mut impl Host,
         out: &mut Outbox,
     ) -> Step {
-        if head.source.is_ipv6() {
-            return self.take_fragment_v6(now, head, packet, host, out);
-        }
-        let Some(mut whole) = self.fragments.take(now, packet.as_slice(), out)? else {
-            return Ok(());
-        };
-        let packet = whole.packet();
-        let step = packet.map_or(Ok(()), |packet| {
-            self.take_or_hand_over(now, &packet, host, out)
-        });
-        self.fragments.give_back(whole);
-        step
-    }
-
-    fn take_fragment_v6(
-        &mut self,
-        now: Instant,
-        head: &Head,
-        packet: &PacketBuf<'_>,
-        host: &mut impl Host,
-        out: &mut Outbox,
-    ) -> Step {
-        let whole = self.fragments_v6.take(now, head, packet.as_slice(), out)?;
+        let whole = self.fragments.take(now, head, packet.as_slice(), out)?;
         let Some(mut whole) = whole else {
             return Ok(());
         };
@@ -285,7 +260,7 @@ impl Egress {
         let step = packet.map_or(Ok(()), |packet| {
             self.take_or_hand_over(now, &packet, host, out)
         });
-        self.fragments_v6.give_back(whole);
+        self.fragments.give_back(head, whole);
         step
     }
 
@@ -359,11 +334,7 @@ impl Egress {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let dues = [
-            self.flows.next_due(),
-            self.fragments.next_due(),
-            self.fragments_v6.next_due(),
-        ];
+        let dues = [self.flows.next_due(), self.fragments.next_due()];
         dues.into_iter().flatten().min()
     }
 
@@ -388,7 +359,6 @@ impl Egress {
 
     fn do_due(&mut self, now: Instant, host: &mut impl Host, out: &mut Outbox) {
         self.fragments.expire(now, out);
-        self.fragments_v6.expire(now, out);
         while !out.is_full()
             && let Some(id) = self.flows.pop_due(now)
         {
@@ -418,10 +388,7 @@ impl Egress {
     /// Ends the flows of a pod that is no longer there. Of a stream that the pod has ended, and the
     /// host has all of, the host sends the rest and the end, as the kernel does for a process.
     pub fn forget_pod(&mut self, address: IpAddr, host: &mut impl Host) {
-        match address {
-            IpAddr::V4(address) => self.fragments.forget_pod(address, &mut self.out),
-            IpAddr::V6(_) => self.fragments_v6.forget_pod(address, &mut self.out),
-        }
+        self.fragments.forget_pod(address, &mut self.out);
         let its: Vec<_> = self.flows.of_pod(address).collect();
         self.published.retain(|pod| pod.ip() != address);
         for id in its {

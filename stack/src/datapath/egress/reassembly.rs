@@ -1,39 +1,54 @@
-//! Reassembly of pods' fragments (RFC 791 section 3.2), since a socket of the host takes whole
-//! datagrams, which the host cuts again for the way they go.
+//! Reassembly of pods' fragments, since a socket of the host takes whole datagrams, which the host cuts
+//! again for the way they go.
 //!
-//! What is kept is bounded, for all pods and for each. Fragments that contradict each other are
-//! given up with all others of their packet, as RFC 5722 has it for IPv6: nobody sends such but to
-//! pass a filter by.
+//! What is kept is bounded, for all pods and for each, and by itself for each IP version. Fragments that
+//! contradict each other are given up with all others of their packet, as RFC 5722 has it for IPv6: nobody
+//! sends such but to pass a filter by.
 
-use std::net::Ipv4Addr;
+mod v4;
+mod v6;
+
+use std::net::IpAddr;
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::ip::v4::{self, FRAGMENT_UNIT, MAX_LEN};
+use muslin_encap::ip;
 use smoltcp::storage::Assembler;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpProtocol, Ipv4Packet};
+pub(super) use v6::was_fragmented;
 
+use super::head::Head;
 use super::output::Outbox;
 use crate::datapath::icmp::IcmpError;
 use crate::drops::DropReason;
 
 /// Packets that are put together at a time, each of at most 64 KiB.
-pub(super) const PACKETS: usize = 64;
+const PACKETS: usize = 64;
 /// Those of one pod.
-pub(super) const PACKETS_PER_POD: usize = 16;
+const PACKETS_PER_POD: usize = 16;
 /// Buffers that are kept for the next packets.
-pub(super) const SPARE: usize = 8;
-/// After so long what is missing does not come; as in Linux (`ipfrag_time`).
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of the shortest fragment but the last: what the smallest MTU there may be, 68 bytes, leaves
-/// when headers end at four bytes and offsets count in eight.
-const SHORTEST: usize = 64;
+const SPARE: usize = 8;
+/// Bytes of the longest header in front of a payload: that of IPv6, with extension headers.
+const ROOM: usize = ip::v6::HEADER_LEN + ip::v6::MAX_EXTENSIONS_LEN;
+const _: () = assert!(ROOM >= ip::v4::MAX_HEADER_LEN);
 
-/// The packets that are being put together, those that began earliest first.
+/// The packets that are being put together.
 pub(super) struct Reassembly {
+    ipv4: Queue,
+    ipv6: Queue,
+}
+
+/// Those of one IP version, those that began earliest first.
+struct Queue {
+    /// After so long what is missing does not come.
+    timeout: Duration,
+    finish: Finish,
     waiting: Vec<Waiting>,
     spare: Vec<Parts>,
 }
+
+/// Has the first fragment's headers, which end after [`ROOM`] bytes, be those of the whole packet, whose
+/// payload has this length. Returns where it begins and its length; nothing, if it is too long.
+type Finish = fn(bytes: &mut [u8], headers: Headers, end: usize) -> Option<(usize, usize)>;
 
 struct Waiting {
     key: Key,
@@ -44,18 +59,40 @@ struct Waiting {
 /// What makes fragments one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Key {
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
-    protocol: IpProtocol,
-    ident: u16,
+    source: IpAddr,
+    destination: IpAddr,
+    /// 0 in IPv6, where it does not matter.
+    protocol: u8,
+    id: u32,
+}
+
+/// A fragment.
+struct Piece<'a> {
+    /// What is in front of its payload.
+    headers: &'a [u8],
+    /// Where the header in front of the Fragment header names that, in IPv6.
+    named_at: usize,
+    start: usize,
+    is_last: bool,
+    payload: &'a [u8],
+}
+
+/// A first fragment's headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Headers {
+    /// Bytes in front of the payload.
+    len: usize,
+    /// As of [`Piece`].
+    named_at: usize,
+    /// Bytes of payload behind them in that fragment.
+    payload: usize,
 }
 
 /// A packet as far as it is there.
 struct Parts {
-    /// The first fragment's header ends after [`v4::MAX_HEADER_LEN`] bytes, and the payload begins.
+    /// The first fragment's headers end after [`ROOM`] bytes, and the payload begins.
     bytes: Vec<u8>,
-    /// Length of that header; 0 until it is there.
-    header_len: usize,
+    headers: Option<Headers>,
     received: Assembler,
     /// Length of the whole payload, once the last fragment is there.
     end: Option<usize>,
@@ -66,56 +103,107 @@ struct Parts {
 }
 
 /// A packet that is whole again. Its buffer goes back to [`Reassembly::give_back`].
-pub(super) struct Whole(Parts);
+pub(super) struct Whole {
+    parts: Parts,
+    start: usize,
+    len: usize,
+}
 
 impl Whole {
     /// The packet.
     pub(super) fn packet(&mut self) -> Option<PacketBuf<'_>> {
-        let start = v4::MAX_HEADER_LEN - self.0.header_len;
-        let len = self.0.header_len + self.0.end?;
-        PacketBuf::new(&mut self.0.bytes, start, len).ok()
+        PacketBuf::new(&mut self.parts.bytes, self.start, self.len).ok()
     }
 }
 
 impl Reassembly {
     pub(super) fn new() -> Self {
         Self {
+            ipv4: Queue::new(v4::TIMEOUT, v4::finish),
+            ipv6: Queue::new(v6::TIMEOUT, v6::finish),
+        }
+    }
+
+    /// Takes a fragment, a well-formed packet with this head, and returns the packet that it completes.
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        head: &Head,
+        packet: &[u8],
+        out: &mut Outbox,
+    ) -> Result<Option<Whole>, DropReason> {
+        if head.source.is_ipv4() {
+            let (key, piece) = v4::read(packet)?;
+            return self.ipv4.take(now, key, &piece, out);
+        }
+        let (key, piece) = v6::read(head, packet, out)?;
+        if piece.is_all() {
+            return self.ipv6.take_alone(&piece);
+        }
+        self.ipv6.take(now, key, &piece, out)
+    }
+
+    /// Takes back a packet's buffer.
+    pub(super) fn give_back(&mut self, head: &Head, whole: Whole) {
+        self.queue(head.source).spare(whole.parts);
+    }
+
+    /// When [`Self::expire`] is next needed.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let dues = [self.ipv4.next_due(), self.ipv6.next_due()];
+        dues.into_iter().flatten().min()
+    }
+
+    /// Gives up what has waited for too long.
+    pub(super) fn expire(&mut self, now: Instant, out: &mut Outbox) {
+        self.ipv4.expire(now, out);
+        self.ipv6.expire(now, out);
+    }
+
+    /// Gives up what a pod has sent that is no longer there.
+    pub(super) fn forget_pod(&mut self, address: IpAddr, out: &mut Outbox) {
+        self.queue(address).forget_pod(address, out);
+    }
+
+    fn queue(&mut self, pod: IpAddr) -> &mut Queue {
+        match pod {
+            IpAddr::V4(_) => &mut self.ipv4,
+            IpAddr::V6(_) => &mut self.ipv6,
+        }
+    }
+}
+
+impl Queue {
+    fn new(timeout: Duration, finish: Finish) -> Self {
+        Self {
+            timeout,
+            finish,
             waiting: Vec::new(),
             spare: Vec::new(),
         }
     }
 
-    /// Takes a fragment, a well-formed IPv4 packet, and returns the packet that it completes.
-    pub(super) fn take(
+    fn take(
         &mut self,
         now: Instant,
-        fragment: &[u8],
+        key: Key,
+        piece: &Piece<'_>,
         out: &mut Outbox,
     ) -> Result<Option<Whole>, DropReason> {
-        let view = Ipv4Packet::new_unchecked(fragment);
-        check(&view)?;
-        let key = Key {
-            source: view.src_addr(),
-            destination: view.dst_addr(),
-            protocol: view.next_header(),
-            ident: view.ident(),
-        };
         let known = self.waiting.iter().position(|it| it.key == key);
         let at = known.unwrap_or_else(|| self.begin(now, key, out));
         let parts = &mut self.waiting[at].parts;
         let kept = parts.count;
-        match parts.add(&view) {
+        match parts.add(piece) {
             Ok(false) => Ok(None),
             Ok(true) => {
                 let mut parts = self.waiting.remove(at).parts;
-                match parts.finish() {
-                    Ok(()) => Ok(Some(Whole(parts))),
-                    Err(reason) => {
-                        out.lose(reason, kept);
-                        self.spare(parts);
-                        Err(reason)
-                    }
+                if let Some((start, len)) = parts.finish(self.finish) {
+                    return Ok(Some(Whole { parts, start, len }));
                 }
+                out.lose(DropReason::EgressFragmentInvalid, kept);
+                self.spare(parts);
+                Err(DropReason::EgressFragmentInvalid)
             }
             Err(reason) => {
                 if reason == DropReason::EgressFragmentOverlap && !parts.is_spoilt {
@@ -127,18 +215,19 @@ impl Reassembly {
         }
     }
 
-    /// Takes back a packet's buffer.
-    pub(super) fn give_back(&mut self, whole: Whole) {
-        self.spare(whole.0);
+    /// Takes a fragment that is a whole packet.
+    fn take_alone(&mut self, piece: &Piece<'_>) -> Result<Option<Whole>, DropReason> {
+        let mut parts = self.spare.pop().unwrap_or_else(Parts::new);
+        parts.add(piece)?;
+        let whole = parts.finish(self.finish);
+        Ok(whole.map(|(start, len)| Whole { parts, start, len }))
     }
 
-    /// When [`Self::expire`] is next needed.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.waiting.first().map(|it| it.since + TIMEOUT)
+    fn next_due(&self) -> Option<Instant> {
+        self.waiting.first().map(|it| it.since + self.timeout)
     }
 
-    /// Gives up what has waited for too long.
-    pub(super) fn expire(&mut self, now: Instant, out: &mut Outbox) {
+    fn expire(&mut self, now: Instant, out: &mut Outbox) {
         while self.next_due().is_some_and(|due| due <= now) {
             if let Some(first) = self.waiting[0].parts.first_fragment() {
                 out.report(IcmpError::ReassemblyTimeExceeded, first);
@@ -147,8 +236,7 @@ impl Reassembly {
         }
     }
 
-    /// Gives up what a pod has sent that is no longer there.
-    pub(super) fn forget_pod(&mut self, address: Ipv4Addr, out: &mut Outbox) {
+    fn forget_pod(&mut self, address: IpAddr, out: &mut Outbox) {
         while let Some(at) = self.waiting.iter().position(|it| it.key.source == address) {
             self.give_up(at, DropReason::EgressFragmentTimeout, out);
         }
@@ -193,25 +281,22 @@ impl Reassembly {
     }
 }
 
-/// Whether a fragment can be a part of any packet.
-fn check(fragment: &Ipv4Packet<&[u8]>) -> Result<(), DropReason> {
-    let total = usize::from(fragment.total_len());
-    let len = total - usize::from(fragment.header_len());
-    let is_whole = len.is_multiple_of(FRAGMENT_UNIT) && total >= SHORTEST;
-    if len == 0
-        || fragment.more_frags() && !is_whole
-        || usize::from(fragment.frag_offset()) + total > MAX_LEN
-    {
-        return Err(DropReason::EgressFragmentInvalid);
+impl Piece<'_> {
+    fn end(&self) -> usize {
+        self.start + self.payload.len()
     }
-    Ok(())
+
+    /// Whether it is all of its packet.
+    fn is_all(&self) -> bool {
+        self.start == 0 && self.is_last
+    }
 }
 
 impl Parts {
     fn new() -> Self {
         Self {
             bytes: Vec::new(),
-            header_len: 0,
+            headers: None,
             received: Assembler::new(),
             end: None,
             count: 0,
@@ -220,7 +305,7 @@ impl Parts {
     }
 
     fn clear(&mut self) {
-        self.header_len = 0;
+        self.headers = None;
         self.received.clear();
         self.end = None;
         self.count = 0;
@@ -228,23 +313,25 @@ impl Parts {
     }
 
     /// Adds a fragment, and says whether the packet is whole with it.
-    fn add(&mut self, fragment: &Ipv4Packet<&[u8]>) -> Result<bool, DropReason> {
-        let (payload, start) = (fragment.payload(), usize::from(fragment.frag_offset()));
-        let end = start + payload.len();
-        self.check(start, payload, !fragment.more_frags())?;
+    fn add(&mut self, piece: &Piece<'_>) -> Result<bool, DropReason> {
+        let (payload, start, end) = (piece.payload, piece.start, piece.end());
+        self.check(piece)?;
         let added = self.received.add(start, payload.len());
         added.map_err(|_| DropReason::EgressFragmentsFull)?;
-        if self.bytes.len() < v4::MAX_HEADER_LEN + end {
-            self.bytes.resize(v4::MAX_HEADER_LEN + end, 0);
+        if self.bytes.len() < ROOM + end {
+            self.bytes.resize(ROOM + end, 0);
         }
-        self.bytes[v4::MAX_HEADER_LEN + start..v4::MAX_HEADER_LEN + end].copy_from_slice(payload);
+        self.bytes[ROOM + start..ROOM + end].copy_from_slice(payload);
         if start == 0 {
-            self.header_len = fragment.header_len().into();
-            let header = &fragment.as_ref()[..self.header_len];
-            self.bytes[v4::MAX_HEADER_LEN - self.header_len..v4::MAX_HEADER_LEN]
-                .copy_from_slice(header);
+            let len = piece.headers.len();
+            self.bytes[ROOM - len..ROOM].copy_from_slice(piece.headers);
+            self.headers = Some(Headers {
+                len,
+                named_at: piece.named_at,
+                payload: payload.len(),
+            });
         }
-        if !fragment.more_frags() {
+        if piece.is_last {
             self.end = Some(end);
         }
         self.count += 1;
@@ -252,21 +339,20 @@ impl Parts {
     }
 
     /// Whether a fragment agrees with those that are there.
-    fn check(&self, start: usize, payload: &[u8], is_last: bool) -> Result<(), DropReason> {
-        let end = start + payload.len();
+    fn check(&self, piece: &Piece<'_>) -> Result<(), DropReason> {
+        let (payload, start, end) = (piece.payload, piece.start, piece.end());
         if self.is_spoilt || self.end.is_some_and(|known| end > known) {
             return Err(DropReason::EgressFragmentOverlap);
         }
         for (from, to) in self.received.iter_data() {
-            if is_last && to > end {
+            if piece.is_last && to > end {
                 return Err(DropReason::EgressFragmentOverlap);
             }
             if start >= to || end <= from {
                 continue;
             }
-            let is_there = from <= start
-                && end <= to
-                && self.bytes[v4::MAX_HEADER_LEN + start..v4::MAX_HEADER_LEN + end] == *payload;
+            let is_there =
+                from <= start && end <= to && self.bytes[ROOM + start..ROOM + end] == *payload;
             return Err(if is_there {
                 DropReason::EgressFragmentDuplicate
             } else {
@@ -276,26 +362,15 @@ impl Parts {
         Ok(())
     }
 
-    /// Makes the first fragment's header that of the whole packet.
-    fn finish(&mut self) -> Result<(), DropReason> {
-        let total = self.header_len + self.end.unwrap_or(MAX_LEN);
-        if total > MAX_LEN {
-            return Err(DropReason::EgressFragmentInvalid);
-        }
-        let header = &mut self.bytes[v4::MAX_HEADER_LEN - self.header_len..v4::MAX_HEADER_LEN];
-        let mut header = Ipv4Packet::new_unchecked(header);
-        header.set_more_frags(false);
-        v4::set_total_len(header.into_inner(), total as u16);
-        Ok(())
+    /// Makes it the whole packet ([`Finish`]).
+    fn finish(&mut self, finish: Finish) -> Option<(usize, usize)> {
+        finish(&mut self.bytes, self.headers?, self.end?)
     }
 
     /// The fragment that an ICMP error may be about.
     fn first_fragment(&self) -> Option<&[u8]> {
-        if self.header_len == 0 || self.is_spoilt {
-            return None;
-        }
-        let packet = &self.bytes[v4::MAX_HEADER_LEN - self.header_len..];
-        let len = Ipv4Packet::new_unchecked(packet).total_len();
-        packet.get(..len.into())
+        let headers = self.headers.filter(|_| !self.is_spoilt)?;
+        let start = ROOM - headers.len;
+        self.bytes.get(start..ROOM + headers.payload)
     }
 }
