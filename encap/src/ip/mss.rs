@@ -7,17 +7,10 @@
 //! does.
 
 use crate::bytes::{be16, put16};
-use crate::ip::transport::{Protocol, TCP_HEADER_LEN, tcp, tcp_header_len};
+use crate::ip::transport::{Protocol, TCP_HEADER_LEN, tcp, tcp_header_len, tcp_option_at};
 use crate::ip::{checksum, v4, v6};
 use crate::mtu::Mtu;
 use crate::offload::virtio::Checksum;
-
-/// Kinds of TCP options (RFC 9293 section 3.1).
-mod option {
-    pub(super) const END: u8 = 0;
-    pub(super) const NO_OPERATION: u8 = 1;
-    pub(super) const MAX_SEGMENT_SIZE: u8 = 2;
-}
 
 /// Lowers the MSS that a TCP SYN announces to what a link of this MTU takes, and returns whether it
 /// did. `packet` begins with its IP header, of either version. Anything but a SYN, whole or in a
@@ -39,9 +32,9 @@ pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
     let most = mtu.get() - (network + TCP_HEADER_LEN) as u16;
     let mut lowered = false;
     let mut at = TCP_HEADER_LEN;
-    while let Some((kind, len)) = option_at(segment, at) {
+    while let Some((kind, len)) = tcp_option_at(segment, at) {
         // A receiver may take any one of several.
-        if kind == option::MAX_SEGMENT_SIZE && len == 4 && be16(segment, at + 2) > most {
+        if kind == tcp::option::MAX_SEGMENT_SIZE && len == 4 && be16(segment, at + 2) > most {
             replace(segment, at + 2, most, checksum);
             lowered = true;
         }
@@ -78,20 +71,6 @@ fn syn(segment: &mut [u8]) -> Option<&mut [u8]> {
     let len = tcp_header_len(segment).ok()?;
     let header = &mut segment[..len];
     (header[tcp::FLAGS] & tcp::SYN != 0).then_some(header)
-}
-
-/// Kind and length of the option at that offset; `None` behind the last one, or if its length is
-/// wrong.
-fn option_at(header: &[u8], at: usize) -> Option<(u8, usize)> {
-    let kind = *header.get(at)?;
-    match kind {
-        option::END => None,
-        option::NO_OPERATION => Some((kind, 1)),
-        _ => {
-            let len = usize::from(*header.get(at + 1)?);
-            (len >= 2 && at + len <= header.len()).then_some((kind, len))
-        }
-    }
 }
 
 /// Writes a number into a TCP header and updates the checksum.

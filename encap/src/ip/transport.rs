@@ -36,6 +36,14 @@ pub(crate) mod tcp {
     pub(crate) const ACK: u8 = 0x10;
     pub(crate) const URG: u8 = 0x20;
     pub(crate) const CWR: u8 = 0x80;
+
+    /// Kinds of options (RFC 9293 section 3.1, RFC 2018).
+    pub(crate) mod option {
+        pub(crate) const END: u8 = 0;
+        pub(crate) const NO_OPERATION: u8 = 1;
+        pub(crate) const MAX_SEGMENT_SIZE: u8 = 2;
+        pub(crate) const SACK: u8 = 5;
+    }
 }
 
 /// Offsets in a UDP header (RFC 768).
@@ -328,6 +336,20 @@ fn network_v6(bytes: &[u8]) -> Network {
             v6::FRAGMENT => return Err(Error::Fragment),
             v6::ROUTING | 51 | 135 | 139 | 140 => return Err(Error::ExtensionHeader(next)),
             _ => return Ok((at, end, next)),
+        }
+    }
+}
+
+/// Kind and length of the option at that offset of a TCP header; `None` behind the last one, or if its length is
+/// wrong.
+pub(crate) fn tcp_option_at(header: &[u8], at: usize) -> Option<(u8, usize)> {
+    let kind = *header.get(at)?;
+    match kind {
+        tcp::option::END => None,
+        tcp::option::NO_OPERATION => Some((kind, 1)),
+        _ => {
+            let len = usize::from(*header.get(at + 1)?);
+            (len >= 2 && at + len <= header.len()).then_some((kind, len))
         }
     }
 }

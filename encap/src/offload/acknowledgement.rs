@@ -89,7 +89,7 @@
 use smoltcp::wire::IpVersion;
 
 use crate::bytes::be32;
-use crate::ip::transport::{Error, Protocol, TCP_HEADER_LEN, Transport, tcp};
+use crate::ip::transport::{Error, Protocol, TCP_HEADER_LEN, Transport, tcp, tcp_option_at};
 use crate::ip::{v4, v6};
 
 /// The flows that a table has room for. Each has one slot by its hash, which it shares with others.
@@ -102,8 +102,6 @@ pub const LOSS_REST: u32 = 32 << 20;
 
 /// A TCP header's options as Linux sends timestamps: NOP, NOP, kind, length (RFC 7323 appendix A).
 const TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
-/// The kind of the option SACK.
-const SACK: u8 = 5;
 /// Bytes of a TCP header with timestamps.
 const TIMESTAMPED_LEN: usize = TCP_HEADER_LEN + 12;
 
@@ -219,18 +217,14 @@ const fn is_ahead(new: u32, old: u32) -> bool {
 
 /// Whether a TCP header, which is whole, has the option SACK (RFC 2018 section 3).
 fn has_sack(header: &[u8]) -> bool {
-    let mut options = &header[TCP_HEADER_LEN..];
-    loop {
-        match *options {
-            [SACK, ..] => return true,
-            [1, ref rest @ ..] => options = rest,
-            [kind, len, ..] if kind != 0 && len >= 2 => match options.get(len.into()..) {
-                Some(rest) => options = rest,
-                None => return false,
-            },
-            _ => return false,
-        }
+    let mut at = TCP_HEADER_LEN;
+    while header.get(at) != Some(&tcp::option::SACK) {
+        let Some((_, len)) = tcp_option_at(header, at) else {
+            return false;
+        };
+        at += len;
     }
+    true
 }
 
 /// What a packet means for those that wait to be carried.
