@@ -1,7 +1,7 @@
 //! The attached pods: who has which name, address, MAC address and port.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use muslin_encap::mac::{self, DisplayMac};
 use smoltcp::wire::EthernetAddress;
@@ -241,13 +241,14 @@ impl<T> Pods<T> {
 /// The MAC address of a pod whose device has none: the IPv4 address is in it, or the end of the IPv6
 /// address.
 fn mac_of(address: Addresses) -> EthernetAddress {
-    let end = |address: Ipv6Addr| Ipv4Addr::from(u128::from(address) as u32);
-    let ipv4 = address.ipv4().or(address.ipv6().map(end));
-    mac::from_ipv4(ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED))
+    let of_ipv6 = || mac::from_ipv6(address.ipv6().unwrap_or(Ipv6Addr::UNSPECIFIED));
+    address.ipv4().map_or_else(of_ipv6, mac::from_ipv4)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn octets(address: Addresses) -> [u8; 4] {
