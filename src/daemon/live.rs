@@ -168,6 +168,7 @@ impl RunningNode {
             return;
         };
         seen.missed += batch.lost();
+        let mut words = VerdictWords::new(self);
         for (record, bytes) in batch.iter() {
             seen.missed += record.lost;
             if let Some(sequence) = Mark::find(id, bytes)
@@ -176,7 +177,7 @@ impl RunningNode {
             {
                 let addresses = capture::addresses(record.hook, format, bytes);
                 let is_answer = addresses.is_some_and(|(_, to)| to == seen.source);
-                let sighting = self.sighting(epoch, sequence, record);
+                let sighting = sighting(epoch, sequence, record, &mut words);
                 seen.all.push(Sighting {
                     is_answer,
                     ..sighting
@@ -184,22 +185,22 @@ impl RunningNode {
             }
         }
     }
+}
 
-    fn sighting(&self, epoch: u64, sequence: u32, record: &Record) -> Sighting {
-        let reason = match record.verdict {
-            Verdict::Drop(reason) => Some(reason.name().to_owned()),
-            _ => None,
-        };
-        let at = u64::try_from(record.at.total_micros()).unwrap_or_default();
-        Sighting {
-            sequence,
-            at_us: epoch + at,
-            hook: record.hook.name().to_owned(),
-            is_answer: false,
-            verdict: verdict(record.verdict),
-            reason,
-            text: VerdictWords::new(self).verdict(record.verdict),
-        }
+fn sighting(epoch: u64, sequence: u32, record: &Record, words: &mut VerdictWords<'_>) -> Sighting {
+    let reason = match record.verdict {
+        Verdict::Drop(reason) => Some(reason.name().to_owned()),
+        _ => None,
+    };
+    let at = u64::try_from(record.at.total_micros()).unwrap_or_default();
+    Sighting {
+        sequence,
+        at_us: epoch + at,
+        hook: record.hook.name().to_owned(),
+        is_answer: false,
+        verdict: verdict(record.verdict),
+        reason,
+        text: words.verdict(record.verdict),
     }
 }
 

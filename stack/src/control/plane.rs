@@ -206,13 +206,15 @@ impl ControlPlane {
     /// How many nodes are two peers of the data path, one for each IP version.
     #[must_use]
     pub fn dual_peers(&self) -> usize {
-        let is_peer = |operation: &Operation| matches!(operation, Operation::SetPeer(_));
-        let network = self.network.iter();
-        let peers = network.flat_map(|network| self.peers.iter().map(move |it| (network, it)));
-        let halves = peers.map(|(network, (key, known))| network.set_peers(*key, known));
-        halves
-            .filter_map(|halves| halves.filter(is_peer).nth(1))
-            .count()
+        let Some(network) = self.network.as_ref().filter(|it| it.has_ipv6) else {
+            return 0;
+        };
+        let is_dual = |(key, known): &(&SubnetKey, &Known)| {
+            let ipv6 = known.peer_v6(**key, &network.config);
+            ipv6.is_some_and(|peer| peer.is_ok())
+                && known.peer(**key, &network.config.backend).is_ok()
+        };
+        self.peers.iter().filter(is_dual).count()
     }
 
     /// The leases of others.
