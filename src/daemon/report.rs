@@ -90,7 +90,7 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         uptime_seconds: running.since.elapsed().as_secs(),
         network: facts.config.networks(),
         subnet: facts.subnets,
-        gateway: facts.subnets.gateways(),
+        gateway: facts.gateways(),
         public_ip: Addresses::with_ipv4(interface.public_ip, running.public_ipv6()),
         tunnel_ip: both(interface.address),
         interface: interface.name,

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::mac::DisplayMac;
-use muslin_stack::addresses::Nets;
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, Link, Namespace, PodNamespaces,
 };
@@ -20,6 +20,7 @@ use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::plane::{ControlPlane, Operation};
 use muslin_stack::control::tunnel::TunnelPlan;
+use muslin_stack::datapath::gateway;
 use muslin_stack::datapath::peer::PeerId;
 use muslin_stack::datapath::port::PortId;
 use parking_lot::Mutex;
@@ -73,6 +74,11 @@ pub(super) struct NodeInfo {
 }
 
 impl NodeInfo {
+    /// The gateways' addresses.
+    pub(super) fn gateways(&self) -> Addresses {
+        self.subnets.map(gateway::address, gateway::address_v6)
+    }
+
     /// What pods reach through the gateways: the networks of the cluster, and all else.
     fn routes(&self) -> Vec<IpNet> {
         let ipv4 = [self.config.network, Ipv4Net::default()].map(IpNet::V4);
@@ -669,7 +675,7 @@ impl RunningNode {
         let facts = &self.facts;
         let address = facts.subnets.of_hosts(pod.address);
         let address = address.ok_or_else(|| Error::failed("the pod has no address"))?;
-        let gateway = facts.subnets.gateways();
+        let gateway = facts.gateways();
         let link = underlay::link(&self.plan(), facts.subnets);
         let node = facts.settings.name.clone();
         let mut attached = Attached::new(name.clone(), node, address, gateway, link);

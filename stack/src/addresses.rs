@@ -85,6 +85,14 @@ impl<A: Copy, B: Copy> Dual<A, B> {
         self.ipv6
     }
 
+    /// What these make of what there is.
+    pub fn map<C, D>(self, ipv4: impl FnOnce(A) -> C, ipv6: impl FnOnce(B) -> D) -> Dual<C, D> {
+        Dual {
+            ipv4: self.ipv4.map(ipv4),
+            ipv6: self.ipv6.map(ipv6),
+        }
+    }
+
     /// What there is, IPv4 first.
     pub fn iter<T: From<A> + From<B>>(&self) -> impl Iterator<Item = T> {
         let ipv4 = self.ipv4.map(T::from);
@@ -104,21 +112,7 @@ impl Nets {
     /// The same prefixes without the bits behind them.
     #[must_use]
     pub fn trunc(&self) -> Self {
-        Self {
-            ipv4: self.ipv4.map(|net| net.trunc()),
-            ipv6: self.ipv6.map(|net| net.trunc()),
-        }
-    }
-
-    /// The gateways' addresses: the first behind the base of each.
-    #[must_use]
-    pub fn gateways(&self) -> Addresses {
-        let ipv4 = |net: Ipv4Net| Ipv4Addr::from(u32::from(net.network()).saturating_add(1));
-        let ipv6 = |net: Ipv6Net| Ipv6Addr::from(u128::from(net.network()).saturating_add(1));
-        Dual {
-            ipv4: self.ipv4.map(ipv4),
-            ipv6: self.ipv6.map(ipv6),
-        }
+        self.map(|net| net.trunc(), |net| net.trunc())
     }
 
     /// Hosts' addresses with the lengths of these prefixes, of the versions that both have.
@@ -135,10 +129,7 @@ impl Nets {
     /// The addresses without the length of their prefixes.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
-        Dual {
-            ipv4: self.ipv4.map(|net| net.addr()),
-            ipv6: self.ipv6.map(|net| net.addr()),
-        }
+        self.map(|net| net.addr(), |net| net.addr())
     }
 }
 

@@ -218,7 +218,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             mss::clamp(
                 packet.as_mut_slice(),
                 offload,
-                mtu.min(self.way_back(origin)),
+                mtu.min(self.way_back(origin, self.config.mtu)),
             );
         }
         if origin == Origin::Host {
@@ -337,11 +337,14 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return false;
         };
         // What is known of the peer spares the route table, where leases have one length.
-        if !self.routes.may_nest() && self.peers.is_routed(first, source) {
-            return true;
-        }
-        match self.routes.lookup(source.into()) {
-            Some(NextHop::Peer(owner)) => self.peers.share_address(*owner, first),
+        !self.routes.may_nest() && self.peers.is_routed(first, source)
+            || self.leads_to(source.into(), first)
+    }
+
+    /// Whether the route to an address leads to where a peer is.
+    pub(super) fn leads_to(&self, address: IpAddr, peer: PeerId) -> bool {
+        match self.routes.lookup(address) {
+            Some(NextHop::Peer(owner)) => self.peers.share_address(*owner, peer),
             Some(NextHop::Local) | None => false,
         }
     }
@@ -365,12 +368,13 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
     }
 
-    /// The largest packet that goes back to where one came from; pods know their own MTU.
-    fn way_back(&self, origin: Origin) -> Mtu {
+    /// The largest packet that goes back to where one came from, where the tunnel takes this much; pods
+    /// know their own MTU.
+    pub(super) fn way_back(&self, origin: Origin, tunnel: Mtu) -> Mtu {
         match (origin, &self.uplink) {
             (Origin::Pod(_) | Origin::Host, _) => Mtu::MAX,
             (Origin::Uplink(_), Some(link)) => link.uplink.mtu,
-            (Origin::Uplink(_), None) | (Origin::Peer(_), _) => self.config.mtu,
+            (Origin::Uplink(_), None) | (Origin::Peer(_), _) => tunnel,
         }
     }
 
@@ -392,20 +396,13 @@ impl<O: Observer, F: Filter> Node<O, F> {
         scratch.resize(HEADROOM + frame::MAX_LEN, 0);
         let mut is_first = true;
         let mut send = |node: &mut Self, scratch: &mut [u8], len| {
-            if let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) {
-                if !is_first {
-                    node.ledger.observer.aside(true);
-                }
-                let step = if len > mtu.get().into() {
-                    node.in_pieces(now, destination, via, &mut piece)
+            node.send_piece(scratch, len, &mut is_first, |node, piece| {
+                if len > mtu.get().into() {
+                    node.in_pieces(now, destination, via, piece)
                 } else {
-                    node.forward(now, destination, via, &mut piece)
-                };
-                node.enqueue(step, &piece);
-                if !std::mem::take(&mut is_first) {
-                    node.ledger.observer.aside(false);
+                    node.forward(now, destination, via, piece)
                 }
-            }
+            });
         };
         let step = if packet.is_single() {
             self.fragments(mtu, packet.as_slice(), &mut scratch, &mut send)
@@ -414,6 +411,29 @@ impl<O: Observer, F: Filter> Node<O, F> {
         };
         self.scratch = scratch;
         step
+    }
+
+    /// Sends one of several pieces of a packet by `forward`. All but the first are beside what an
+    /// observer is told of the packet.
+    pub(super) fn send_piece(
+        &mut self,
+        scratch: &mut [u8],
+        len: usize,
+        is_first: &mut bool,
+        forward: impl FnOnce(&mut Self, &mut PacketBuf<'_>) -> Decision,
+    ) {
+        let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) else {
+            return;
+        };
+        let is_aside = !std::mem::take(is_first);
+        if is_aside {
+            self.ledger.observer.aside(true);
+        }
+        let step = forward(self, &mut piece);
+        self.enqueue(step, &piece);
+        if is_aside {
+            self.ledger.observer.aside(false);
+        }
     }
 
     fn fragments(

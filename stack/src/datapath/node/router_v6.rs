@@ -125,7 +125,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         v6::decrement_hop_limit(packet.as_mut_slice());
         if self.config.clamp_mss {
             let offload = packet.offload().checksum;
-            let mtu = mtu.min(self.way_back_v6(origin));
+            let mtu = mtu.min(self.way_back(origin, self.config.mtu_v6));
             mss::clamp(packet.as_mut_slice(), offload, mtu);
         }
         self.forward_v6(now, destination, via, packet)
@@ -248,13 +248,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return false;
         };
         // What is known of the peer spares the route table, where leases have one length.
-        if !self.routes.may_nest_v6() && self.peers.is_routed_v6(first, source) {
-            return true;
-        }
-        match self.routes.lookup(source.into()) {
-            Some(NextHop::Peer(owner)) => self.peers.share_address(*owner, first),
-            Some(NextHop::Local) | None => false,
-        }
+        !self.routes.may_nest_v6() && self.peers.is_routed_v6(first, source)
+            || self.leads_to(source.into(), first)
     }
 
     /// The way of a route.
@@ -277,15 +272,6 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
     }
 
-    /// The largest packet that goes back to where one came from; pods know their own MTU.
-    fn way_back_v6(&self, origin: Origin) -> Mtu {
-        match (origin, &self.uplink) {
-            (Origin::Pod(_) | Origin::Host, _) => Mtu::MAX,
-            (Origin::Uplink(_), Some(link)) => link.uplink.mtu,
-            (Origin::Uplink(_), None) | (Origin::Peer(_), _) => self.config.mtu_v6,
-        }
-    }
-
     /// Sends a superpacket on as its segments, each of which the way takes.
     pub(super) fn in_segments_v6(
         &mut self,
@@ -300,16 +286,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
         scratch.resize(HEADROOM + frame::MAX_LEN, 0);
         let mut is_first = true;
         let mut send = |node: &mut Self, scratch: &mut [u8], len| {
-            if let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) {
-                if !is_first {
-                    node.ledger.observer.aside(true);
-                }
-                let step = node.forward_v6(now, destination, via, &mut piece);
-                node.enqueue(step, &piece);
-                if !std::mem::take(&mut is_first) {
-                    node.ledger.observer.aside(false);
-                }
-            }
+            node.send_piece(scratch, len, &mut is_first, |node, piece| {
+                node.forward_v6(now, destination, via, piece)
+            });
         };
         let step = self.segments(packet, &mut scratch, &mut send);
         self.scratch = scratch;
