@@ -17,6 +17,7 @@ pub mod machine;
 pub mod path;
 mod phases;
 pub mod pods;
+mod reader;
 mod report;
 pub mod rounds;
 pub mod samples;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::batch::Batch;
 use super::flannel_udp::Proxy;
 use super::floods::{self, Flood, Targets};
+use super::reader;
 use super::wire::{self, Way};
 
 /// Bytes of one write or read of a stream.
@@ -109,6 +110,7 @@ pub fn inside(words: &[String]) -> ExitCode {
         ["pace-udp", to, seconds] => pace_datagrams(parse(to), time(seconds)),
         ["flood", ref of @ .., seconds] => flood(of, time(seconds)),
         ["count-giants", interface, way, above] => count_giants(interface, way, parse(above)),
+        ["read", from, path, pause] => reader::read(parse(from), path, time(pause)),
         ["flannel-udp", own, subnet, peer] => flannel_udp(parse(own), parse(subnet), parse(peer)),
         _ => Err(io::Error::other("there is no such load")),
     };

@@ -114,15 +114,12 @@ pub fn watched_node(lab: &Lab, host: &Host, number: u8, backend: &str) -> (Node,
     let config = node_config(lab, number, backend);
     let config = config.with("--metrics", METRICS).with("--admin", PAGE);
     let node = config.start(host);
-    let urls = [(METRICS, "metrics", 1), (PAGE, "api/view", 2)];
-    let readers = urls.map(|(address, path, seconds)| {
+    let served = [(METRICS, "/metrics", "1"), (PAGE, "/api/view", "2")];
+    let readers = served.map(|(address, path, seconds)| {
         host.sh(&format!(
-            "curl --silent --fail --output /dev/null http://{address}/{path}"
+            "curl --silent --fail --output /dev/null http://{address}{path}"
         ));
-        let mut command = host.command("sh");
-        command.args(["-c", "while curl -s -o /dev/null $0; do sleep $1; done"]);
-        command.args([format!("http://{address}/{path}"), seconds.to_string()]);
-        Process::of(command)
+        Process::start(host, &["read", address, path, seconds])
     });
     (node, readers)
 }
