@@ -1,7 +1,7 @@
 //! The other end of an agent's pipes.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
@@ -130,7 +130,8 @@ impl Agent {
     ///
     /// # Errors
     /// If nothing moves for long, or the connection or the agent fails.
-    pub fn send(&mut self, to: SocketAddrV4, bytes: u64, seed: u64) -> Result<Sent> {
+    pub fn send(&mut self, to: impl Into<SocketAddr>, bytes: u64, seed: u64) -> Result<Sent> {
+        let to = to.into();
         self.request(&Request::Send { to, bytes, seed }, TRANSFER)
     }
 
@@ -138,7 +139,8 @@ impl Agent {
     ///
     /// # Errors
     /// If nothing listens there, or the agent fails.
-    pub fn open(&mut self, to: SocketAddrV4) -> Result<u64> {
+    pub fn open(&mut self, to: impl Into<SocketAddr>) -> Result<u64> {
+        let to = to.into();
         let opened: Opened = self.request(&Request::Open { to }, SOON)?;
         Ok(opened.id)
     }
@@ -163,9 +165,9 @@ impl Agent {
     ///
     /// # Errors
     /// If none can be sent, or the agent fails.
-    pub fn udp(&mut self, to: SocketAddrV4, count: u32, size: usize) -> Result<Echoed> {
+    pub fn udp(&mut self, to: impl Into<SocketAddr>, count: u32, size: usize) -> Result<Echoed> {
         let request = Request::Udp {
-            to,
+            to: to.into(),
             count,
             size,
             timeout_ms: 5000,
@@ -181,16 +183,37 @@ impl Agent {
         self.request(&Request::Interfaces {}, SOON)
     }
 
-    /// The first address of an interface.
+    /// The first IPv4 address of an interface.
     ///
     /// # Errors
     /// If it has none, or the agent fails.
     pub fn address(&mut self, interface: &str) -> Result<Ipv4Addr> {
-        self.interfaces()?
-            .into_iter()
-            .filter(|row| row.name == interface)
-            .find_map(|row| row.address)
+        self.addresses(interface)?
+            .find_map(|address| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            })
             .ok_or_else(|| Error::failed(format_args!("{interface} has no IPv4 address")))
+    }
+
+    /// The first IPv6 address of an interface that is not link-local.
+    ///
+    /// # Errors
+    /// If it has none, or the agent fails.
+    pub fn address_v6(&mut self, interface: &str) -> Result<Ipv6Addr> {
+        self.addresses(interface)?
+            .find_map(|address| match address {
+                IpAddr::V6(address) if !address.is_unicast_link_local() => Some(address),
+                IpAddr::V4(_) | IpAddr::V6(_) => None,
+            })
+            .ok_or_else(|| Error::failed(format_args!("{interface} has no IPv6 address")))
+    }
+
+    fn addresses(&mut self, interface: &str) -> Result<impl Iterator<Item = IpAddr>> {
+        let rows = self.interfaces()?.into_iter();
+        Ok(rows
+            .filter(move |row| row.name == interface)
+            .filter_map(|row| row.address))
     }
 
     /// Sends Ethernet frames as they are.
@@ -294,13 +317,21 @@ impl IcmpError {
     /// Whether a router says that the packet does not fit, with this MTU in bytes.
     #[must_use]
     pub fn is_fragmentation_needed(&self, mtu: u16) -> bool {
-        (self.kind, self.code, self.mtu) == (3, 4, Some(mtu))
+        let fragmentation_needed = match self.from {
+            IpAddr::V4(_) => (3, 4),
+            IpAddr::V6(_) => (2, 0),
+        };
+        (self.kind, self.code) == fragmentation_needed && self.mtu == Some(mtu)
     }
 
     /// Whether a router says that the packet's time to live ended.
     #[must_use]
     pub fn is_time_exceeded(&self) -> bool {
-        (self.kind, self.code) == (11, 0)
+        let time_exceeded = match self.from {
+            IpAddr::V4(_) => 11,
+            IpAddr::V6(_) => 3,
+        };
+        (self.kind, self.code) == (time_exceeded, 0)
     }
 }
 

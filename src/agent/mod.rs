@@ -142,7 +142,7 @@ fn json(value: impl Serialize) -> std::result::Result<Value, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::net::{Ipv4Addr, SocketAddr};
 
     use super::*;
 
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn bytes_arrive_and_are_compared() {
         let listening: Listening = ok(&talk(&line(&Request::Listen { port: 0 }))[0]);
-        let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, listening.port);
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, listening.port));
         let input = [
             Request::Send {
                 to,

@@ -1,6 +1,7 @@
 //! Interfaces, and frames as they are.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,10 +33,15 @@ pub(super) fn interfaces() -> io::Result<Vec<Interface>> {
             let bytes = link.addr().unwrap_or_default();
             let mac = bytes.map(|byte| format!("{byte:02x}")).join(":");
             macs.push((row.interface_name, mac));
-        } else if let Some(inet) = address.and_then(|address| address.as_sockaddr_in()) {
+            continue;
+        }
+        let inet = address.and_then(|address| address.as_sockaddr_in());
+        let inet6 = address.and_then(|address| address.as_sockaddr_in6());
+        let ip = inet.map(|inet| IpAddr::V4(inet.ip()));
+        if let Some(ip) = ip.or_else(|| inet6.map(|inet| IpAddr::V6(inet.ip()))) {
             rows.push(Interface {
                 name: row.interface_name,
-                address: Some(inet.ip()),
+                address: Some(ip),
                 mac: None,
             });
         }

@@ -1,29 +1,50 @@
 //! Echo requests by raw sockets, or by Linux' unprivileged ICMP socket where those are forbidden.
 //!
-//! Requests leave with an IP header of our own, because only so "don't fragment" is on and off as
-//! asked; the system would choose.
+//! Those of IPv4 leave with an IP header of our own, because only so "don't fragment" is on and off as
+//! asked; the system would choose. In IPv6 it is an option of the socket (RFC 3542 section 11.2).
 
 use std::collections::HashMap;
-use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io::{self, IoSliceMut, Read};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use muslin_encap::ip::{checksum, v4};
+use muslin_encap::ip::{checksum, v4, v6};
 use nix::errno::Errno;
 use nix::libc;
-use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, setsockopt, sockopt};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::protocol::{IcmpError, Ping, Pinged, Refused, Reply};
 use super::transfer::Generator;
 
-const ECHO_REPLY: u8 = 0;
-const UNREACHABLE: u8 = 3;
-const ECHO_REQUEST: u8 = 8;
-const TIME_EXCEEDED: u8 = 11;
+/// Types and codes of ICMP (RFC 792), or of ICMPv6 (RFC 4443).
+struct Kinds {
+    echo_request: u8,
+    echo_reply: u8,
+    /// Errors that quote what they are about.
+    errors: &'static [u8],
+    /// Type and code of the one that has an MTU in the last two bytes of its header. In ICMPv6 these are
+    /// the lower half of it, which is enough for links that there are.
+    too_long: (u8, u8),
+}
+
+const V4: Kinds = Kinds {
+    echo_request: 8,
+    echo_reply: 0,
+    errors: &[3, 11],
+    too_long: (3, 4),
+};
+const V6: Kinds = Kinds {
+    echo_request: 128,
+    echo_reply: 129,
+    errors: &[1, 2, 3, 4],
+    too_long: (2, 0),
+};
 const ICMP_HEADER_LEN: usize = 8;
-/// The most that fits an IP packet.
+/// The most that fits an IPv4 packet.
 const MAX_PAYLOAD: usize = v4::MAX_LEN - v4::HEADER_LEN - ICMP_HEADER_LEN;
 
 pub(super) fn ping(ping: &Ping) -> io::Result<Pinged> {
@@ -31,11 +52,14 @@ pub(super) fn ping(ping: &Ping) -> io::Result<Pinged> {
         let text = format!("the payload of a ping is at most {MAX_PAYLOAD} bytes");
         return Err(io::Error::other(text));
     }
-    let (socket, headers) = open(ping)?;
+    let sockets = match ping.to {
+        IpAddr::V4(_) => Sockets::open_v4(ping),
+        IpAddr::V6(_) => Sockets::open_v6(ping),
+    };
     let mut session = Session {
         ping,
-        socket,
-        headers,
+        kinds: if ping.to.is_ipv4() { &V4 } else { &V6 },
+        sockets: sockets?,
         ident: next_ident(),
         sent: HashMap::new(),
         open: 0,
@@ -45,22 +69,103 @@ pub(super) fn ping(ping: &Ping) -> io::Result<Pinged> {
     Ok(session.result)
 }
 
-/// A socket, and if it is a raw one another that sends packets with IP headers of our own.
-fn open(ping: &Ping) -> io::Result<(Socket, Option<Socket>)> {
-    let icmp = |kind| Socket::new(Domain::IPV4, kind, Some(Protocol::ICMPV4));
-    let (socket, headers) = match icmp(Type::RAW) {
-        Ok(socket) => {
-            let protocol = Protocol::from(libc::IPPROTO_RAW);
-            let headers = Socket::new(Domain::IPV4, Type::RAW, Some(protocol))?;
-            (socket, Some(headers))
-        }
-        Err(error) if ping.dont_fragment => return Err(error),
-        Err(_) => (icmp(Type::DGRAM)?, None),
-    };
-    if let Some(ttl) = ping.ttl {
-        socket.set_ttl_v4(ttl.into())?;
+/// What requests leave by, and answers come by.
+struct Sockets {
+    socket: Socket,
+    /// Whether it is a raw one, which hears everything and has the identifier that is sent.
+    is_raw: bool,
+    /// Sends with IPv4 headers of our own; then `socket` gives IPv4 headers.
+    headers: Option<Socket>,
+}
+
+/// A message of ICMP or ICMPv6.
+struct Heard<'b> {
+    /// The TTL or hop limit that it came with, if that is known.
+    ttl: Option<u8>,
+    from: IpAddr,
+    icmp: &'b [u8],
+}
+
+/// A raw socket and true, or an unprivileged one where raw ones are forbidden and it is enough.
+fn icmp_socket(domain: Domain, protocol: Protocol, ping: &Ping) -> io::Result<(Socket, bool)> {
+    let icmp = |kind| Socket::new(domain, kind, Some(protocol));
+    match icmp(Type::RAW) {
+        Ok(socket) => Ok((socket, true)),
+        // It does not hear errors as they are.
+        Err(error) if ping.dont_fragment => Err(error),
+        Err(_) => Ok((icmp(Type::DGRAM)?, false)),
     }
-    Ok((socket, headers))
+}
+
+impl Sockets {
+    fn open_v4(ping: &Ping) -> io::Result<Self> {
+        let (socket, is_raw) = icmp_socket(Domain::IPV4, Protocol::ICMPV4, ping)?;
+        let protocol = Protocol::from(libc::IPPROTO_RAW);
+        let headers = is_raw.then(|| Socket::new(Domain::IPV4, Type::RAW, Some(protocol)));
+        if let Some(ttl) = ping.ttl {
+            socket.set_ttl_v4(ttl.into())?;
+        }
+        Ok(Self {
+            socket,
+            is_raw,
+            headers: headers.transpose()?,
+        })
+    }
+
+    fn open_v6(ping: &Ping) -> io::Result<Self> {
+        let (socket, is_raw) = icmp_socket(Domain::IPV6, Protocol::ICMPV6, ping)?;
+        if let Some(hop_limit) = ping.ttl {
+            socket.set_unicast_hops_v6(hop_limit.into())?;
+        }
+        setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
+        setsockopt(&socket, sockopt::Ipv6DontFrag, &ping.dont_fragment)?;
+        Ok(Self {
+            socket,
+            is_raw,
+            headers: None,
+        })
+    }
+
+    /// The next message. One whose socket does not say who sent it is from `from`.
+    fn receive<'b>(&self, from: IpAddr, buffer: &'b mut [u8]) -> io::Result<Option<Heard<'b>>> {
+        if from.is_ipv6() {
+            return self.receive_v6(buffer);
+        }
+        let len = (&self.socket).read(buffer)?;
+        let packet = &buffer[..len];
+        if !self.is_raw {
+            return Ok(Some(Heard {
+                ttl: None,
+                from,
+                icmp: packet,
+            }));
+        }
+        let view = Ipv4Packet::new_checked(packet).ok();
+        Ok(view.map(|view| Heard {
+            ttl: Some(view.hop_limit()),
+            from: view.src_addr().into(),
+            icmp: view.payload(),
+        }))
+    }
+
+    fn receive_v6<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<Heard<'b>>> {
+        let mut pieces = [IoSliceMut::new(buffer)];
+        let mut space = nix::cmsg_space!(libc::c_int);
+        let fd = self.socket.as_raw_fd();
+        let got = recvmsg::<SockaddrIn6>(fd, &mut pieces, Some(&mut space), MsgFlags::empty())?;
+        let mut hop_limit = None;
+        for message in got.cmsgs()? {
+            if let ControlMessageOwned::Ipv6HopLimit(value) = message {
+                hop_limit = u8::try_from(value).ok();
+            }
+        }
+        let (from, len) = (got.address.map(|it| it.ip()), got.bytes);
+        Ok(from.map(|from| Heard {
+            ttl: hop_limit,
+            from: from.into(),
+            icmp: &buffer[..len],
+        }))
+    }
 }
 
 /// Tells the pings of one agent apart, and of several in one namespace as far as can be.
@@ -74,9 +179,8 @@ fn next_ident() -> u16 {
 
 struct Session<'a> {
     ping: &'a Ping,
-    socket: Socket,
-    /// Sends with IP headers of our own; then `socket` is raw, too, and gives IP headers.
-    headers: Option<Socket>,
+    kinds: &'static Kinds,
+    sockets: Sockets,
     ident: u16,
     /// When each request was sent.
     sent: HashMap<u16, Instant>,
@@ -109,11 +213,15 @@ impl Session<'_> {
 
     fn send(&mut self, seq: u16) -> io::Result<()> {
         let mut packet = vec![0; ICMP_HEADER_LEN];
-        packet[0] = ECHO_REQUEST;
+        packet[0] = self.kinds.echo_request;
         packet[4..6].copy_from_slice(&self.ident.to_be_bytes());
         packet[6..8].copy_from_slice(&seq.to_be_bytes());
         packet.extend(self.payload(seq));
-        let sum = checksum::compute(&packet);
+        // That of ICMPv6 the system writes, which knows the source address.
+        let sum = match self.ping.to {
+            IpAddr::V4(_) => checksum::compute(&packet),
+            IpAddr::V6(_) => 0,
+        };
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
         self.sent.insert(seq, Instant::now());
         match self.transmit(seq, &packet) {
@@ -130,8 +238,8 @@ impl Session<'_> {
     }
 
     fn transmit(&self, seq: u16, icmp: &[u8]) -> io::Result<usize> {
-        let to = SockAddr::from(SocketAddrV4::new(self.ping.to, 0));
-        if let Some(headers) = &self.headers {
+        let to = SockAddr::from(SocketAddr::new(self.ping.to, 0));
+        if let (Some(headers), IpAddr::V4(destination)) = (&self.sockets.headers, self.ping.to) {
             // The system fills in the source address and the checksum.
             let header = v4::Header {
                 dscp: 0,
@@ -141,7 +249,7 @@ impl Session<'_> {
                 ttl: self.ping.ttl.unwrap_or(v4::DEFAULT_TTL),
                 protocol: IpProtocol::Icmp,
                 source: Ipv4Addr::UNSPECIFIED,
-                destination: self.ping.to,
+                destination,
             };
             let mut packet = header.to_bytes().to_vec();
             packet.extend(icmp);
@@ -153,7 +261,7 @@ impl Session<'_> {
                 sent => return sent,
             }
         }
-        self.socket.send_to(icmp, &to)
+        self.sockets.socket.send_to(icmp, &to)
     }
 
     /// Hears what arrives until then, or until there is news of every request.
@@ -164,55 +272,44 @@ impl Session<'_> {
             if left.is_zero() {
                 break;
             }
-            self.socket
-                .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            match (&self.socket).read(&mut buffer) {
-                Ok(len) => self.hear(&buffer[..len]),
+            let left = left.max(Duration::from_millis(1));
+            self.sockets.socket.set_read_timeout(Some(left))?;
+            match self.sockets.receive(self.ping.to, &mut buffer) {
+                Ok(Some(heard)) => self.hear(&heard),
+                Ok(None) => {}
                 Err(error) if is_pause(&error) => {}
                 // An unprivileged socket is told about errors on its way so.
-                Err(_) if self.headers.is_none() => {}
+                Err(_) if !self.sockets.is_raw => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    fn hear(&mut self, packet: &[u8]) {
-        if self.headers.is_none() {
-            self.hear_icmp(None, self.ping.to, packet);
-        } else if let Ok(view) = Ipv4Packet::new_checked(packet) {
-            self.hear_icmp(Some(view.hop_limit()), view.src_addr(), view.payload());
-        }
-    }
-
-    fn hear_icmp(&mut self, ttl: Option<u8>, from: Ipv4Addr, icmp: &[u8]) {
-        let Ok(view) = Icmpv4Packet::new_checked(icmp) else {
+    fn hear(&mut self, heard: &Heard<'_>) {
+        let Heard { ttl, from, icmp } = *heard;
+        let Some((header, rest)) = icmp.split_first_chunk::<ICMP_HEADER_LEN>() else {
             return;
         };
-        let kind = u8::from(view.msg_type());
-        match kind {
-            ECHO_REPLY => {
-                let ours = view.echo_ident() == self.ident || self.headers.is_none();
-                if ours && from == self.ping.to {
-                    self.hear_reply(view.echo_seq_no(), ttl, &icmp[ICMP_HEADER_LEN..]);
-                }
+        let [kind, code, _, _, i0, i1, s0, s1] = *header;
+        if kind == self.kinds.echo_reply {
+            let is_ours = u16::from_be_bytes([i0, i1]) == self.ident || !self.sockets.is_raw;
+            if is_ours && from == self.ping.to {
+                self.hear_reply(u16::from_be_bytes([s0, s1]), ttl, rest);
             }
-            UNREACHABLE | TIME_EXCEEDED => {
-                let Some(seq) = self.quoted(&icmp[ICMP_HEADER_LEN..]) else {
-                    return;
-                };
-                let code = view.msg_code();
-                self.news(seq);
-                self.result.errors.push(IcmpError {
-                    seq,
-                    from,
-                    kind,
-                    code,
-                    mtu: ((kind, code) == (UNREACHABLE, 4))
-                        .then(|| u16::from_be_bytes([icmp[6], icmp[7]])),
-                });
-            }
-            _ => {}
+        } else if self.kinds.errors.contains(&kind)
+            && let Some(seq) = self.quoted(rest)
+        {
+            self.news(seq);
+            let is_too_long = (kind, code) == self.kinds.too_long;
+            let mtu = is_too_long.then(|| u16::from_be_bytes([s0, s1]));
+            self.result.errors.push(IcmpError {
+                seq,
+                from,
+                kind,
+                code,
+                mtu,
+            });
         }
     }
 
@@ -244,14 +341,26 @@ impl Session<'_> {
     /// bytes.
     fn quoted(&self, quote: &[u8]) -> Option<u16> {
         // The quote may be shorter than the packet's length says.
-        let (header, rest) = v4::split_header(quote)?;
-        let view = Ipv4Packet::new_unchecked(header);
+        let (protocol, to, rest): (_, IpAddr, _) = match self.ping.to {
+            IpAddr::V4(_) => {
+                let (header, rest) = v4::split_header(quote)?;
+                let view = Ipv4Packet::new_unchecked(header);
+                (view.next_header(), view.dst_addr().into(), rest)
+            }
+            IpAddr::V6(_) => {
+                let upper = v6::upper_layer(quote).ok()?;
+                let view = Ipv6Packet::new_unchecked(quote);
+                let rest = quote.get(upper.offset..)?;
+                let rest = (!upper.is_later_fragment()).then_some(rest)?;
+                (upper.protocol.into(), view.dst_addr().into(), rest)
+            }
+        };
         let icmp = rest.first_chunk::<ICMP_HEADER_LEN>()?;
         let [kind, _, _, _, i0, i1, s0, s1] = *icmp;
         let seq = u16::from_be_bytes([s0, s1]);
-        let ours = view.next_header() == IpProtocol::Icmp
-            && view.dst_addr() == self.ping.to
-            && kind == ECHO_REQUEST
+        let ours = matches!(protocol, IpProtocol::Icmp | IpProtocol::Icmpv6)
+            && to == self.ping.to
+            && kind == self.kinds.echo_request
             && u16::from_be_bytes([i0, i1]) == self.ident
             && self.sent.contains_key(&seq);
         ours.then_some(seq)

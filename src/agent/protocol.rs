@@ -1,6 +1,6 @@
 //! What is said to an agent, one JSON object a line, and what it answers.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub enum Request {
     /// Sends bytes to a listener, which counts and digests them; the answer is a [`Sent`].
     Send {
         /// The listener.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// How many.
         bytes: u64,
         /// Which.
@@ -30,7 +30,7 @@ pub enum Request {
     /// Opens a connection that stays, to a listener; the answer is an [`Opened`].
     Open {
         /// The listener.
-        to: SocketAddrV4,
+        to: SocketAddr,
     },
     /// Sends bytes through an open connection and compares what comes back; the answer is an
     /// [`Exchanged`].
@@ -51,7 +51,7 @@ pub enum Request {
     /// answer is an [`Echoed`].
     Udp {
         /// The listener.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// How many.
         count: u32,
         /// Bytes of each.
@@ -83,14 +83,14 @@ pub enum Request {
 #[serde(deny_unknown_fields)]
 pub struct Ping {
     /// Whom to ask.
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
     /// How many times.
     pub count: u16,
     /// Milliseconds between two.
     pub interval_ms: u64,
-    /// Bytes of payload: 28 less than the IP packet.
+    /// Bytes of payload: 28 less than the IPv4 packet, 48 less than that of IPv6.
     pub size: usize,
-    /// Time to live, if not the system's.
+    /// Time to live or hop limit, if not the system's.
     pub ttl: Option<u8>,
     /// Whether routers, and this system, must not fragment it. One that is longer than this
     /// system's interface, or than a router has said lately, is refused with `EMSGSIZE`.
@@ -102,9 +102,9 @@ pub struct Ping {
 impl Ping {
     /// Three small ones in quick succession, for which there is ample time.
     #[must_use]
-    pub fn new(to: Ipv4Addr) -> Self {
+    pub fn new(to: impl Into<IpAddr>) -> Self {
         Self {
-            to,
+            to: to.into(),
             count: 3,
             interval_ms: 5,
             size: 56,
@@ -146,7 +146,7 @@ pub struct Reply {
     pub seq: u16,
     /// Round trip in microseconds.
     pub rtt_us: u64,
-    /// The reply's TTL, where the system reports it.
+    /// The reply's TTL or hop limit, where the system reports it.
     pub ttl: Option<u8>,
     /// Whether the payload is the request's.
     pub intact: bool,
@@ -158,13 +158,13 @@ pub struct IcmpError {
     /// The request's number.
     pub seq: u16,
     /// Who sent the error.
-    pub from: Ipv4Addr,
-    /// ICMP type.
+    pub from: IpAddr,
+    /// Type of ICMP, or of ICMPv6 if that address is of IPv6.
     #[serde(rename = "type")]
     pub kind: u8,
-    /// ICMP code.
+    /// Its code.
     pub code: u8,
-    /// Next hop's MTU in bytes, of "fragmentation needed".
+    /// Next hop's MTU in bytes, of "fragmentation needed" and "packet too big".
     pub mtu: Option<u16>,
 }
 
@@ -238,7 +238,7 @@ pub struct Interface {
     /// The interface's name.
     pub name: String,
     /// Its address.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// MAC address in hexadecimal digits with colons.
     pub mac: Option<String>,
 }

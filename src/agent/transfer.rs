@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -93,11 +95,14 @@ impl Digest {
     }
 }
 
-/// Serves TCP and UDP on a port until the process ends.
+/// Serves TCP and UDP on a port of every address until the process ends.
 pub(super) fn listen(port: u16) -> io::Result<Listening> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    // The unspecified address of IPv6 stands for those of IPv4, too, where the system has both.
+    let any = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+    let at = |port| any.map(|address: IpAddr| SocketAddr::new(address, port));
+    let listener = TcpListener::bind(&at(port)[..])?;
     let port = listener.local_addr()?.port();
-    let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let datagrams = UdpSocket::bind(&at(port)[..])?;
     std::thread::Builder::new().spawn(move || accept(&listener))?;
     std::thread::Builder::new().spawn(move || echo_datagrams(&datagrams))?;
     Ok(Listening { port })
@@ -152,8 +157,8 @@ fn echo_datagrams(socket: &UdpSocket) {
     }
 }
 
-fn connect(to: SocketAddrV4, mode: u8) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(to), PATIENCE)?;
+fn connect(to: SocketAddr, mode: u8) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -161,7 +166,7 @@ fn connect(to: SocketAddrV4, mode: u8) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-pub(super) fn send(to: SocketAddrV4, bytes: u64, seed: u64) -> io::Result<Sent> {
+pub(super) fn send(to: SocketAddr, bytes: u64, seed: u64) -> io::Result<Sent> {
     let mut stream = connect(to, SINK)?;
     let (mut generator, mut digest) = (Generator::new(seed), Digest::default());
     let mut buffer = vec![0; CHUNK];
@@ -209,7 +214,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn open(&mut self, to: SocketAddrV4) -> io::Result<Opened> {
+    pub(super) fn open(&mut self, to: SocketAddr) -> io::Result<Opened> {
         if self.open.len() >= MAX_CONNECTIONS {
             return Err(io::Error::other("too many open connections"));
         }
@@ -270,7 +275,7 @@ fn unknown() -> io::Error {
 }
 
 pub(super) fn datagrams(
-    to: SocketAddrV4,
+    to: SocketAddr,
     count: u32,
     size: usize,
     timeout_ms: u64,
@@ -279,7 +284,11 @@ pub(super) fn datagrams(
         let text = format!("a datagram carries at most {MAX_DATAGRAM} bytes");
         return Err(io::Error::other(text));
     }
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
     let (mut datagram, mut echo) = (vec![0; size], vec![0; MAX_DATAGRAM]);
     let mut echoed = Echoed { sent: 0, intact: 0 };

@@ -4,7 +4,7 @@ mod mtu;
 mod tally;
 mod way;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -367,7 +367,7 @@ fn path_mtu(agent: &mut Agent, way: &Way, from: &str) -> Result<PathMtu> {
     let mtu_bytes = search.fits();
     let says_so = |error: &&IcmpError| error.mtu == Some(mtu_bytes);
     // The pod's own kernel may say it, too, and not only refuse.
-    let own = |error: &IcmpError| IpAddr::V4(error.from) == way.source;
+    let own = |error: &IcmpError| error.from == way.source;
     let by_router = told.iter().filter(says_so).rfind(|error| !own(error));
     let is_refused = last.refused.iter().any(|refused| refused.is_too_long());
     let limit = match by_router {

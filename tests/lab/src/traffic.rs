@@ -1,6 +1,6 @@
 //! What every path between two ends must carry, and what it must say of what it cannot.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin::agent::{Agent, Ping, Pinged};
 
@@ -10,15 +10,17 @@ pub const BULK: u64 = 100_000_000;
 const HEADERS_LEN: usize = 28;
 
 /// Pings, each of which must come back whole.
-pub fn ping(from: &mut Agent, to: Ipv4Addr) {
+pub fn ping(from: &mut Agent, to: impl Into<IpAddr>) {
+    let to = to.into();
     let ping = Ping::new(to);
     let pinged = from.ping(&ping).unwrap();
     assert!(pinged.is_perfect(ping.count), "ping {to}: {pinged:?}");
 }
 
 /// Sends bytes by TCP to a listener, which must get them all, as they were.
-pub fn transfer(from: &mut Agent, to: Ipv4Addr, port: u16, bytes: u64) {
-    let sent = from.send(SocketAddrV4::new(to, port), bytes, bytes ^ 7);
+pub fn transfer(from: &mut Agent, to: impl Into<IpAddr>, port: u16, bytes: u64) {
+    let to = to.into();
+    let sent = from.send(SocketAddr::new(to, port), bytes, bytes ^ 7);
     let sent = sent.unwrap_or_else(|error| panic!("transfer to {to}: {error}"));
     assert_eq!((sent.bytes, sent.intact), (bytes, true), "to {to}");
     eprintln!(
