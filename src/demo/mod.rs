@@ -1,8 +1,10 @@
 //! `muslin demo`: two nodes and four pods on this machine, to see that it works and what it does.
 //!
-//! Everything is real: the nodes are processes that speak over UDP sockets on two loopback
-//! addresses and share an embedded store; the pods are namespaces whose kernels send the packets.
-//! All of it lives below one temporary directory and ends with this process.
+//! Everything is real: the nodes are processes that speak over UDP sockets on addresses of a loopback
+//! interface and share an embedded store; the pods are namespaces whose kernels send the packets.
+//! That interface is in a network namespace of the demo's own, which can have the second address of
+//! IPv6 that no machine has, and where nobody else has the tunnels' ports. All of it lives below one
+//! temporary directory and ends with this process.
 
 mod progress;
 mod show;
@@ -19,6 +21,7 @@ use steps::Scene;
 
 use crate::error::{Context, Error, Result};
 use crate::features::Feature;
+use crate::netns;
 use crate::process::block_on;
 use crate::signals::Listener;
 use crate::terminal::{complain, output};
@@ -41,7 +44,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     // Where its nodes meet.
     Feature::Sqlite.require()?;
-    let ended = block_on(play(arguments.megabytes));
+    netns::enter_own_network()?;
+    let has_ipv6 = block_on(set_up_network())?;
+    let ended = block_on(play(arguments.megabytes, has_ipv6));
     Progress::new().clear();
     let scenes = match ended? {
         Ended::Played(scenes) => scenes,
@@ -62,6 +67,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// Sets the loopback interface up, and says whether it has IPv6.
+async fn set_up_network() -> Result<bool> {
+    let reason = netns::ipv6::prepare("lo").err();
+    if let Some(reason) = &reason {
+        complain(&format!("the demo shows IPv4 alone: {reason}"));
+    }
+    let has_ipv6 = reason.is_none();
+    let addresses = match has_ipv6 {
+        true => steps::addresses_v6(),
+        false => Vec::new(),
+    };
+    netns::configure_loopback(&addresses).await?;
+    Ok(has_ipv6)
+}
+
 /// How the demo ended.
 enum Ended {
     Played(Vec<Scene>),
@@ -70,7 +90,7 @@ enum Ended {
 
 /// Plays all scenes in a thread of their own, until they end or a signal comes. No process and no
 /// directory is left then.
-async fn play(megabytes: u64) -> Result<Ended> {
+async fn play(megabytes: u64, has_ipv6: bool) -> Result<Ended> {
     // Before there is anything that an interrupt could leave behind.
     let mut interrupt = Listener::new(Signal::SIGINT)?;
     let mut terminate = Listener::new(Signal::SIGTERM)?;
@@ -82,7 +102,10 @@ async fn play(megabytes: u64) -> Result<Ended> {
     let (path, theirs) = (directory.path().to_owned(), children.clone());
     let thread = std::thread::Builder::new().name("play".to_owned());
     thread
-        .spawn(move || done.send(steps::play(&path, &theirs, &Progress::new(), megabytes)))
+        .spawn(move || {
+            let progress = Progress::new();
+            done.send(steps::play(&path, &theirs, &progress, megabytes, has_ipv6))
+        })
         .context("cannot start a thread")?;
     let signal = tokio::select! {
         played = &mut finished => {

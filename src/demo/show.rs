@@ -1,7 +1,9 @@
 //! What the demo shows in the end.
 
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 
+use muslin_stack::api::control::Status;
 use serde_json::{Value, json};
 
 use super::steps::{PingFact, Scene, TransferFact};
@@ -24,7 +26,12 @@ pub(super) fn text(scenes: &[Scene]) -> String {
         let heading = format!("{}: two nodes, four pods, MTU {mtu}", scene.backend);
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{heading}\n{}\n", "=".repeat(heading.len()));
-        for table in [nodes(scene), pings(scene), transfers(scene), drops(scene)] {
+        let mut tables = vec![nodes(scene), pings(scene, IpAddr::is_ipv4)];
+        if scene.pings.iter().any(|ping| ping.address.is_ipv6()) {
+            tables.push(pings(scene, IpAddr::is_ipv6));
+        }
+        tables.extend([transfers(scene), drops(scene)]);
+        for table in tables {
             let _ = writeln!(text, "{}", table.text());
         }
     }
@@ -51,7 +58,7 @@ fn nodes(scene: &Scene) -> Table {
         table.add_row([
             node.node.clone(),
             node.subnet.to_string(),
-            format!("{}:{}", node.public_ip, node.port),
+            ends(node),
             node.vtep_mac.clone().unwrap_or_else(|| "-".to_owned()),
             pods.join(", "),
         ]);
@@ -59,9 +66,18 @@ fn nodes(scene: &Scene) -> Table {
     table
 }
 
-fn pings(scene: &Scene) -> Table {
+/// Where a node's tunnels end.
+fn ends(node: &Status) -> String {
+    let ends = node.public_ip.iter::<IpAddr>();
+    let ends = ends.map(|ip| SocketAddr::new(ip, node.port).to_string());
+    ends.collect::<Vec<_>>().join(", ")
+}
+
+/// The pings to addresses of one IP version.
+fn pings(scene: &Scene, is_its: fn(&IpAddr) -> bool) -> Table {
+    let its = || scene.pings.iter().filter(|ping| is_its(&ping.address));
     let mut targets: Vec<_> = scene.pods.iter().map(|pod| pod.pod.as_str()).collect();
-    for ping in &scene.pings {
+    for ping in its() {
         if !targets.contains(&ping.to.as_str()) {
             targets.push(&ping.to);
         }
@@ -71,16 +87,14 @@ fn pings(scene: &Scene) -> Table {
         .iter()
         .map(|pod| format!("from {}", pod.pod))
         .collect();
-    let mut header = vec!["PING"];
+    let is_ipv6 = its().all(|ping| ping.address.is_ipv6());
+    let mut header = vec![if is_ipv6 { "PING, IPv6" } else { "PING" }];
     header.extend(from.iter().map(String::as_str));
     let mut table = Table::new(&header);
     for to in targets {
         let mut row = vec![format!("to {to}")];
         for pod in &scene.pods {
-            let ping = scene
-                .pings
-                .iter()
-                .find(|ping| ping.from == pod.pod && ping.to == to);
+            let ping = its().find(|ping| ping.from == pod.pod && ping.to == to);
             row.push(ping.map_or_else(|| "-".to_owned(), ping_cell));
         }
         table.add_row(row);
@@ -102,10 +116,16 @@ fn ping_cell(ping: &PingFact) -> String {
 }
 
 fn transfers(scene: &Scene) -> Table {
-    let mut table = Table::new(&["TCP", "WAY", "BYTES", "RATE", "CONTENT"]);
+    let mut table = Table::new(&["TCP", "BY", "WAY", "BYTES", "RATE", "CONTENT"]);
     for transfer in &scene.transfers {
         table.add_row([
             format!("{} -> {}", transfer.from, transfer.to),
+            if transfer.address.is_ipv6() {
+                "IPv6"
+            } else {
+                "IPv4"
+            }
+            .to_owned(),
             if transfer.across {
                 "across nodes"
             } else {

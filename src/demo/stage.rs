@@ -1,11 +1,12 @@
 //! The demo's processes: nodes, and pods with agents in them.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{Status, Table};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,6 +21,8 @@ use crate::state;
 
 const START: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Pods' network of IPv6, where there is one.
+const NETWORK_V6: &str = "fd00:244::/48";
 
 /// All processes that were started, so that an interrupt can end them.
 #[derive(Debug, Default)]
@@ -77,7 +80,7 @@ pub(super) struct Node<'a> {
 /// A pod with an agent in it; it is ended on drop.
 pub(super) struct Pod<'a> {
     pub(super) name: String,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: Addresses,
     pub(super) agent: Agent,
     id: u32,
     children: &'a Children,
@@ -94,35 +97,27 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Starts a node and waits until it answers.
+    /// Starts a node at these addresses and waits until it answers.
     pub(super) fn node(
         &self,
         name: &str,
-        public_ip: Ipv4Addr,
         backend: &str,
-        port: u16,
+        public_ip: Ipv4Addr,
+        public_ipv6: Option<Ipv6Addr>,
     ) -> Result<(Node<'a>, Status)> {
         let log = self.directory.join(format!("{name}.log"));
-        let child = self
-            .command("node", &log)?
-            .args([
-                "--name",
-                name,
-                "--backend",
-                backend,
-                "--mtu",
-                "1500",
-                // Nothing leaves this machine.
-                "--egress",
-                "off",
-                "--die-with-parent",
-            ])
-            .args([
-                "--public-ip",
-                &public_ip.to_string(),
-                "--port",
-                &port.to_string(),
-            ])
+        let mut command = self.command("node", &log)?;
+        command
+            .args(["--name", name, "--backend", backend, "--mtu", "1500"])
+            // Nothing leaves this machine.
+            .args(["--egress", "off", "--die-with-parent"])
+            .args(["--public-ip", &public_ip.to_string()]);
+        if let Some(address) = public_ipv6 {
+            command
+                .args(["--ipv6-network", NETWORK_V6])
+                .args(["--public-ipv6", &address.to_string()]);
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -147,15 +142,18 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Starts a pod and waits until its agent answers.
-    pub(super) fn pod(&self, name: &str, node: &str) -> Result<Pod<'a>> {
+    /// Starts a pod, with IPv6 or without, and waits until its agent answers.
+    pub(super) fn pod(&self, name: &str, node: &str, has_ipv6: bool) -> Result<Pod<'a>> {
         let log = self.directory.join(format!("{name}.log"));
         let mut command = self.command("run", &log)?;
         command.args(["--node", node, "--name", name, "--die-with-parent", "--"]);
         let mut agent = Agent::start(command.arg(&self.program).arg("agent"))?;
         let id = agent.child().id();
         self.children.add(id);
-        let ready = agent.wait_ready(START).and_then(|()| agent.address("eth0"));
+        let ready = agent.wait_ready(START).and_then(|()| {
+            let ipv6 = has_ipv6.then(|| agent.address_v6("eth0")).transpose()?;
+            Ok(Addresses::with_ipv4(agent.address("eth0")?, ipv6))
+        });
         match ready {
             Ok(address) => Ok(Pod {
                 name: name.to_owned(),
@@ -228,24 +226,6 @@ impl Drop for Pod<'_> {
     fn drop(&mut self) {
         self.children.remove(self.id);
     }
-}
-
-/// The default port of the backend, or any that is free on both addresses.
-pub(super) fn free_port(addresses: &[Ipv4Addr], wanted: u16) -> Result<u16> {
-    let any = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
-    std::iter::once(wanted)
-        .chain((0..20).filter_map(|_| any().ok().map(|address| address.port())))
-        .find(|port| is_free(addresses, *port))
-        .ok_or_else(|| Error::failed("no UDP port is free on the loopback addresses"))
-}
-
-/// Whether the port is free on all of the addresses.
-pub(super) fn is_free(addresses: &[Ipv4Addr], port: u16) -> bool {
-    let sockets: Vec<_> = addresses
-        .iter()
-        .map(|ip| UdpSocket::bind((*ip, port)))
-        .collect();
-    sockets.iter().all(std::result::Result::is_ok)
 }
 
 /// What a process said last, without the program's name.

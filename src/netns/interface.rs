@@ -18,6 +18,7 @@ use crate::netlink;
 /// Frames that may wait for the node. At the kernel's own 1,000 the bursts of a few connections
 /// overflow it.
 pub(crate) const QUEUE_LEN: u32 = 4096;
+const LOOPBACK: &str = "lo";
 
 /// What a pod's interface is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,21 @@ pub async fn configure(name: &str, assignment: &Assignment) -> Result<()> {
     netlink::with(async |handle| set_up(handle, name, assignment).await).await?
 }
 
+/// Sets the loopback interface of this thread's network namespace up, and gives it these addresses, too.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) async fn configure_loopback(addresses: &[IpNet]) -> Result<()> {
+    let set = async |handle: &Handle| {
+        let loopback = set_loopback_up(handle).await?;
+        for net in addresses {
+            add_address(handle, (loopback, LOOPBACK), *net).await?;
+        }
+        Ok(())
+    };
+    netlink::with(set).await?
+}
+
 /// Gives the interface `name` of this thread's network namespace the MTU and length of superpackets that
 /// are assigned now.
 ///
@@ -96,10 +112,7 @@ async fn set_mtu(handle: &Handle, (index, name): (u32, &str), link: Link) -> Res
 }
 
 async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<()> {
-    let loopback = index(handle, "lo").await?;
-    let up = LinkUnspec::new_with_index(loopback).up().build();
-    let set = handle.link().set(up).execute().await;
-    set.context("setting the loopback interface up")?;
+    set_loopback_up(handle).await?;
 
     let index = index(handle, name).await?;
     set_mtu(handle, (index, name), assignment.link).await?;
@@ -124,15 +137,28 @@ async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<
     // What an earlier attachment left, when the node has another subnet now.
     netlink::flush_addresses(handle, index, address.addresses()).await?;
     for net in address.iter::<IpNet>() {
-        let mut add = handle.address().add(index, net.addr(), net.prefix_len());
-        *add.message_mut() = message::address(index, net);
-        let added = add.replace().execute().await;
-        added.context(format!("giving {name} the address {net}"))?;
+        add_address(handle, (index, name), net).await?;
     }
     for gateway in gateway.iter::<IpAddr>() {
         assignment.add_routes(handle, index, gateway).await?;
     }
     Ok(())
+}
+
+/// Sets the loopback interface up and returns its index.
+async fn set_loopback_up(handle: &Handle) -> Result<u32> {
+    let loopback = index(handle, LOOPBACK).await?;
+    let up = LinkUnspec::new_with_index(loopback).up().build();
+    let set = handle.link().set(up).execute().await;
+    set.context("setting the loopback interface up")?;
+    Ok(loopback)
+}
+
+async fn add_address(handle: &Handle, (index, name): (u32, &str), net: IpNet) -> Result<()> {
+    let mut add = handle.address().add(index, net.addr(), net.prefix_len());
+    *add.message_mut() = message::address(index, net);
+    let added = add.replace().execute().await;
+    added.context(format!("giving {name} the address {net}"))
 }
 
 async fn index(handle: &Handle, name: &str) -> Result<u32> {

@@ -23,6 +23,7 @@ pub(crate) use files::Files;
 pub use files::Resolution;
 pub(crate) use fork::{Child, Parent, change};
 pub(crate) use interface::QUEUE_LEN;
+pub(crate) use interface::configure_loopback;
 pub use interface::{Assignment, configure, set_link};
 use kind::Kind;
 pub(crate) use kind::Limits;
@@ -73,6 +74,18 @@ pub(crate) fn enter_outer() -> Result<Limits> {
     enter_user(&limits, ROOT, Ids::own())?;
     limits.unshare(Kind::Process)?;
     Ok(limits)
+}
+
+/// Moves this process into a network namespace of its own, where it has all rights. Its user stays the
+/// same, so that programs which it starts have none that they had not before.
+///
+/// # Errors
+/// If it is not to be had: what forbids it, and what to do.
+pub(crate) fn enter_own_network() -> Result<()> {
+    let _ = set_dumpable(true);
+    let limits = Limits::read();
+    enter_user(&limits, Ids::own(), Ids::own())?;
+    limits.unshare(Kind::Network)
 }
 
 /// Moves this process, the first of a pod's PID namespace, into the pod's inner namespaces. It stays
