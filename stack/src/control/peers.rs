@@ -261,4 +261,97 @@ mod tests {
             assert_eq!(nowhere, Err(Unusable::NoAddress), "{address}");
         }
     }
+
+    const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:3::/48",
+        "Backend":{"Type":"vxlan"}}"#;
+
+    /// A record of both IP versions.
+    fn dual(backend: &Backend) -> LeaseRecord {
+        let mac = VtepMac::from_random([1; 6]);
+        let mac_v6 = VtepMac::from_random([2; 6]);
+        let record = LeaseRecord::of(backend, [192, 168, 0, 3].into(), mac);
+        record.with_ipv6(backend, "fd09::3".parse().unwrap(), mac_v6)
+    }
+
+    #[test]
+    fn the_ipv6_half_of_a_lease_is_a_peer_of_its_own() {
+        let config = NetworkConfig::parse(DUAL).unwrap();
+        let both = "10.244.3.0-24&fd00:3:0:3::-64".parse().unwrap();
+        let alone = "0.0.0.0-0&fd00:3:0:3::-64".parse().unwrap();
+        let record = dual(&config.backend);
+        for (key, record) in [
+            (both, record.clone()),
+            (alone, record.clone().without_ipv4()),
+        ] {
+            let mut peers = Peers::default();
+            let known = peers.remember(key, record);
+            let peer = known.peer_v6(key, &config).unwrap().unwrap();
+            assert_eq!(Some(peer.id), known.id_v6);
+            assert_ne!(peer.id, known.id);
+            assert_eq!(peer.subnet, "fd00:3:0:3::/64".parse().unwrap());
+            assert_eq!(peer.address, "[fd09::3]:8472".parse().unwrap());
+            assert_eq!(peer.vtep_mac, Some(VtepMac::from_random([2; 6])));
+        }
+        let mut peers = Peers::default();
+        let plain = "10.244.3.0-24".parse().unwrap();
+        assert!(
+            peers
+                .remember(plain, record)
+                .peer_v6(plain, &config)
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn an_ipv6_half_that_cannot_be_reached_is_no_peer() {
+        let config = NetworkConfig::parse(DUAL).unwrap();
+        let host_gw = NetworkConfig {
+            backend: Backend::HostGw,
+            ..config.clone()
+        };
+        let ipv4 = NetworkConfig {
+            ipv6: None,
+            ..config.clone()
+        };
+        let key = "10.244.3.0-24&fd00:3:0:3::-64";
+        let vxlan = dual(&config.backend);
+        let of = |key: &str, record: &LeaseRecord, config: &NetworkConfig| {
+            peer_of_ipv6(PeerId(1), key.parse().unwrap(), record, config)
+        };
+        let bare = of(key, &dual(&Backend::HostGw), &host_gw).unwrap();
+        assert_eq!(bare.address, "[fd09::3]:0".parse().unwrap());
+        assert_eq!(bare.vtep_mac, None);
+        let other = Unusable::OtherBackend("vxlan".to_owned());
+        assert_eq!(of(key, &vxlan, &host_gw), Err(other));
+        for (key, record, config) in [
+            (key, &vxlan, &ipv4),
+            ("10.244.3.0-24&fd00:4:0:3::-64", &vxlan, &config),
+            ("10.244.3.0-24&fd00:3:0:3::-72", &vxlan, &config),
+        ] {
+            let found = of(key, record, config);
+            assert!(matches!(found, Err(Unusable::Ipv6(_))), "{found:?}");
+        }
+        for address in ["fe80::1", "::ffff:192.0.2.1", "::"] {
+            let mut record = vxlan.clone();
+            record.public_ipv6 = address.parse().ok();
+            let found = of(key, &record, &config);
+            assert!(
+                matches!(found, Err(Unusable::Ipv6(_))),
+                "{address}: {found:?}"
+            );
+        }
+        // Who has the subnet comes first.
+        let mut peers = Peers::default();
+        let key: SubnetKey = key.parse().unwrap();
+        peers.remember(key, vxlan);
+        let holder = IpAddr::from([192, 168, 0, 9]);
+        let contested = Contested {
+            ipv4: None,
+            ipv6: Some(holder),
+        };
+        let known = peers.contest(key, contested).unwrap();
+        let refused = known.peer_v6(key, &config).unwrap();
+        assert_eq!(refused, Err(Unusable::Overlap(holder)));
+        assert!(known.peer(key, &config.backend).is_ok());
+    }
 }
