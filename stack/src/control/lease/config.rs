@@ -11,6 +11,7 @@ use muslin_encap::tunnel::vxlan::{self, Vni};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::key::overlap;
 use super::text::shorten;
 use crate::addresses::Nets;
 
@@ -111,6 +112,20 @@ impl VxlanOptions {
     }
 }
 
+/// Addresses of IPv6 that pods cannot have, and what they are (RFC 4291 section 2.4).
+const UNFIT: [(Ipv6Net, &str); 5] = [
+    (net([0; 8], 128), "unspecified"),
+    (net([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
+    (net([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), "IPv4-mapped"),
+    (net([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), "link-local"),
+    (net([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast"),
+];
+
+const fn net(segments: [u16; 8], len: u8) -> Ipv6Net {
+    let [a, b, c, d, e, f, g, h] = segments;
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), len)
+}
+
 /// flannel's VNI where none is named.
 const VNI: Vni = match Vni::new(1) {
     Ok(vni) => vni,
@@ -188,6 +203,14 @@ pub enum NetworkConfigError {
         network: Ipv6Net,
         /// The requested length.
         len: u64,
+    },
+    /// The network has addresses that no pod can have.
+    #[error("pods cannot have addresses of {network}: {kind} ones are in it")]
+    Ipv6Unfit {
+        /// The network.
+        network: Ipv6Net,
+        /// What these addresses are.
+        kind: &'static str,
     },
     /// The network is too small to be divided.
     #[error("the network {0} is too small: at most /124 can be divided into subnets")]
@@ -454,9 +477,12 @@ impl Ipv6Range {
     /// The subnets of a network, with flannel's defaults.
     ///
     /// # Errors
-    /// `NetworkConfigError` if the subnets do not fit the network.
+    /// `NetworkConfigError` if pods cannot have addresses of the network, or the subnets do not fit it.
     pub fn new(network: Ipv6Net, subnet_len: Option<u8>) -> Result<Self, NetworkConfigError> {
         let network = network.trunc();
+        if let Some((_, kind)) = UNFIT.iter().find(|(unfit, _)| overlap(*unfit, network)) {
+            return Err(NetworkConfigError::Ipv6Unfit { network, kind });
+        }
         let subnet_len = match subnet_len {
             None if network.prefix_len() <= 62 => 64,
             None if network.prefix_len() <= 124 => network.prefix_len() + 2,
@@ -728,7 +754,7 @@ mod tests {
             range.subnet_max,
             "fc00:0:0:ffff::".parse::<Ipv6Addr>().unwrap()
         );
-        for (network, subnet) in [(62, 64), (63, 65), (96, 98), (124, 126), (0, 64)] {
+        for (network, subnet) in [(62, 64), (63, 65), (96, 98), (124, 126), (8, 64)] {
             assert_eq!(ipv6(&format!("fd00::/{network}")).subnet_len, subnet);
         }
     }
@@ -875,6 +901,26 @@ mod tests {
             (
                 r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","IPv6SubnetMin":"fd00:0:0:9::","IPv6SubnetMax":"fd00:0:0:8::"}"#,
                 "above IPv6SubnetMax",
+            ),
+            (
+                r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"::/48"}"#,
+                "unspecified",
+            ),
+            (
+                r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"::1/128"}"#,
+                "loopback",
+            ),
+            (
+                r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"::ffff:10.1.0.0/112"}"#,
+                "IPv4-mapped",
+            ),
+            (
+                r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fe80:1::/48"}"#,
+                "link-local",
+            ),
+            (
+                r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"ff05::/48"}"#,
+                "multicast",
             ),
             (
                 r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#,
