@@ -19,7 +19,8 @@ pub const RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(43_
 /// Who a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// Where its tunnel ends; one lease per address.
+    /// Where its tunnel ends; one lease per address. It is unspecified of a node that has none, as in
+    /// its record.
     pub public_ip: Ipv4Addr,
     /// The same for IPv6; without one a node has no IPv6 subnet ([`is_public_ipv6`]).
     pub public_ipv6: Option<Ipv6Addr>,

@@ -141,13 +141,14 @@ impl Ownership {
     /// Whether a record has our public address; that of IPv6 where it has no other.
     pub(super) fn has_our_address(&self, record: &LeaseRecord) -> bool {
         match record.node_address() {
-            IpAddr::V4(address) => address == self.identity.public_ip,
+            IpAddr::V4(address) => address == self.identity.public_ip && !address.is_unspecified(),
             IpAddr::V6(address) => Some(address) == self.identity.public_ipv6,
         }
     }
 
     /// Whether a record is ours: under our public address, or written by our VTEP for the subnet
-    /// that we have (`held`) or had, or under the address that we had.
+    /// that we have (`held`) or had, or under the address that we had; or it is of the subnet that we
+    /// had, under our public address of IPv6: without a tunnel there is no VTEP to know it by.
     pub(super) fn is_ours(
         &self,
         held: Option<SubnetKey>,
@@ -162,8 +163,14 @@ impl Ownership {
             // The old address is still in what we wrote, whatever the backend.
             Some(held) if held == key => self.is_former(record) || is_by_our_vtep,
             Some(_) => false,
-            None => is_by_our_vtep && (self.is_previous(key) || self.is_former(record)),
+            None if is_by_our_vtep => self.is_previous(key) || self.is_former(record),
+            None => self.has_our_ipv6(record) && self.is_previous(key),
         }
+    }
+
+    fn has_our_ipv6(&self, record: &LeaseRecord) -> bool {
+        let own = self.identity.public_ipv6;
+        own.is_some() && record.public_ipv6 == own
     }
 
     /// Whether a record has our public address, or the one that we had: not that of another node with
@@ -257,7 +264,7 @@ mod tests {
     use muslin_encap::tunnel::vxlan::Vni;
 
     use super::*;
-    use crate::control::lease::Entry;
+    use crate::control::lease::{Backend, Entry};
 
     const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 
@@ -309,6 +316,29 @@ mod tests {
         assert!(!own.is_ours(None, key(2), &record(1, 9)));
         assert!(own.is_at_our_address(&record(1, 9)));
         assert!(!own.is_at_our_address(&record(2, 1)));
+    }
+
+    #[test]
+    fn what_has_our_ipv6_address_is_ours_where_we_were() {
+        let ipv6 = |last: u16| [0xfd01, 0, 0, 0, 0, 0, 0, last].into();
+        let host_gw = |at: Ipv4Addr, last| {
+            LeaseRecord::of(&Backend::HostGw, at, mac(9)).with_ipv6(
+                &Backend::HostGw,
+                ipv6(last),
+                mac(9),
+            )
+        };
+        let mut own = ownership();
+        assert!(!own.is_ours(None, key(1), &host_gw(ip(2), 1)));
+        own.set_public_ipv6(Some(ipv6(1)));
+        assert!(own.is_ours(None, key(1), &host_gw(ip(2), 1)));
+        assert!(!own.is_ours(None, key(1), &host_gw(ip(2), 2)));
+        assert!(!own.is_ours(None, key(2), &host_gw(ip(2), 1)));
+        // Who has no address of IPv4 has nothing in common with others that have none.
+        own.set_public_ip(Ipv4Addr::UNSPECIFIED);
+        assert!(!own.has_our_address(&LeaseRecord::udp(Ipv4Addr::UNSPECIFIED)));
+        assert!(own.has_our_address(&host_gw(Ipv4Addr::UNSPECIFIED, 1)));
+        assert!(!own.has_our_address(&host_gw(Ipv4Addr::UNSPECIFIED, 2)));
     }
 
     #[test]
