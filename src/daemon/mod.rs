@@ -544,6 +544,10 @@ impl Driver {
                 );
                 self.journal.note(EventKind::LeaseDisputed, key, text);
             }
+            OwnChange::Races { attempts } => info!(
+                "other nodes take subnets at the same time: after {attempts} attempts this one goes on, with \
+                 breaks between them"
+            ),
             OwnChange::NoIpv6(reason) => warn!("this node has no IPv6 subnet: {reason}"),
             OwnChange::Changed { from, to } => {
                 let text = format!("the lease {from} becomes {to}");
@@ -1037,6 +1041,7 @@ fn explain(fault: &ConfigFault) -> String {
         ),
         ConfigFault::Missing(_)
         | ConfigFault::Invalid(_)
+        | ConfigFault::NoPublicIp(_)
         | ConfigFault::NoPublicIpv6
         | ConfigFault::OtherBackend(_) => fault.to_string(),
     }

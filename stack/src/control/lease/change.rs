@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::Ipv4Net;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use thiserror::Error;
 
@@ -70,8 +71,14 @@ pub enum OwnChange {
         /// The MAC address of the other VTEP.
         vtep_mac: VtepMac,
     },
+    /// Other nodes took subnets so often while this one was about to that it is worth a word: it goes on,
+    /// with longer and longer breaks.
+    Races {
+        /// Attempts until now.
+        attempts: u32,
+    },
     /// The node has no IPv6 subnet although its network has some.
-    NoIpv6(&'static str),
+    NoIpv6(String),
     /// Our record names other subnets than before, and keeps that of IPv4 if it had one.
     Changed {
         /// The lease as it was.
@@ -132,6 +139,12 @@ pub enum ConfigFault {
         /// What was asked for.
         asked: String,
     },
+    /// Its nodes have IPv4, and this one has no address of that.
+    #[error(
+        "the network {0} is of IPv4, and this node has no public IPv4 address: use --public-ip, or a network \
+         of IPv6 alone"
+    )]
+    NoPublicIp(Ipv4Net),
     /// Its nodes have IPv6 alone, and this one has no address of that.
     #[error(
         "the network has IPv6 alone, and this node has no public IPv6 address: use --public-ipv6"

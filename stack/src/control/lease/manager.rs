@@ -94,6 +94,8 @@ pub struct Manager {
     backoff: Backoff,
     ownership: Ownership,
     checksums: Checksums,
+    /// Why there is no IPv6 subnet, where that is not for want of an address.
+    no_ipv6: Option<String>,
     /// Why the configuration that the store had last cannot be used.
     config_fault: Option<ConfigFault>,
     leaving: bool,
@@ -132,6 +134,7 @@ impl Manager {
             backoff: Backoff::default(),
             ownership: Ownership::new(identity, previous).with_previous_ipv6(previous_ipv6),
             checksums,
+            no_ipv6: None,
             config_fault: None,
             leaving: false,
             repetition: Repetition::default(),
@@ -347,6 +350,13 @@ impl Manager {
         }
     }
 
+    /// The node's public IPv6 address is of no use in the network of [`OwnChange::Configured`], for this
+    /// reason: it has no IPv6 subnet there. To be said before anything else is asked of the store.
+    pub fn go_without_ipv6(&mut self, reason: String) {
+        self.ownership.set_public_ipv6(None);
+        self.no_ipv6 = Some(reason);
+    }
+
     /// The node was never in this store: there it has this VTEP, and asks for no subnet that it had
     /// elsewhere. To be said after the first answer at the latest.
     pub fn begin_anew(&mut self, vtep_mac: VtepMac) {
@@ -449,22 +459,19 @@ impl Manager {
 
     fn read_config(&mut self, now: Instant, entry: Option<Entry>) {
         let Some(entry) = entry else {
-            if self.proposal().is_some() {
-                self.phase = Phase::WriteConfig;
-            } else {
-                self.await_config(now, ConfigFault::Missing(self.config_key()));
-            }
-            return;
+            let fault = match self.proposal() {
+                Some(config) => self.lacks_address(config),
+                None => Some(ConfigFault::Missing(self.config_key())),
+            };
+            return match fault {
+                Some(fault) => self.await_config(now, fault),
+                None => self.phase = Phase::WriteConfig,
+            };
         };
         match self.usable_config(&entry.value) {
             Ok(config) => {
                 self.config_fault = None;
                 self.config = Some(config.clone());
-                let lacks_ipv6 =
-                    config.ipv6.is_some() && self.ownership.identity.public_ipv6.is_none();
-                if lacks_ipv6 && config.enable_ipv4 {
-                    self.report(OwnChange::NoIpv6("this node has no public IPv6 address"));
-                }
                 self.report(OwnChange::Configured(config));
                 self.phase = Phase::List;
             }
@@ -480,14 +487,27 @@ impl Manager {
             let (stored, asked) = (config.to_string(), asked.to_string());
             return Err(ConfigFault::OtherNetwork { stored, asked });
         }
-        if !config.enable_ipv4 && self.ownership.identity.public_ipv6.is_none() {
-            return Err(ConfigFault::NoPublicIpv6);
+        if let Some(fault) = self.lacks_address(&config) {
+            return Err(fault);
         }
         if let Backend::Other(name) = &config.backend {
             // Its peers would take a record of ours for something that it is not.
             return Err(ConfigFault::OtherBackend(shorten(name)));
         }
         Ok(config)
+    }
+
+    /// Whether this node has no address to be a node of a network with, as things are now.
+    fn lacks_address(&self, config: &NetworkConfig) -> Option<ConfigFault> {
+        let identity = &self.ownership.identity;
+        if config.enable_ipv4 {
+            let network = config.network;
+            let lacks = identity.public_ip.is_unspecified();
+            lacks.then_some(ConfigFault::NoPublicIp(network))
+        } else {
+            let lacks = identity.public_ipv6.is_none();
+            lacks.then_some(ConfigFault::NoPublicIpv6)
+        }
     }
 
     /// Asks for the configuration again, in a while.
@@ -696,9 +716,8 @@ impl Manager {
         let free = self.view.free_ipv6_subnets(range);
         let index = self.random.below(free.len() as u64);
         let chosen = free.get(index as usize).copied();
-        if chosen.is_none() && config.enable_ipv4 {
-            let reason = "all IPv6 subnets of the network are leased";
-            self.report(OwnChange::NoIpv6(reason));
+        if chosen.is_none() {
+            self.no_ipv6 = Some("all IPv6 subnets of the network are leased".to_owned());
         }
         chosen
     }
@@ -710,8 +729,13 @@ impl Manager {
 
     fn lost_race(&mut self, now: Instant) {
         self.look_again(now, Phase::List);
-        if self.own.is_none() && self.backoff.is_hopeless() {
+        if self.own.is_some() {
+            return;
+        }
+        if self.backoff.is_hopeless(now) {
             self.lose(Loss::Races);
+        } else if let Some(attempts) = self.backoff.has_many_conflicts() {
+            self.report(OwnChange::Races { attempts });
         }
     }
 
@@ -743,6 +767,12 @@ impl Manager {
         } else {
             Phase::Hold
         };
+        let has_ipv6 = self.config.as_ref().is_some_and(|it| it.ipv6.is_some());
+        if is_new && has_ipv6 && key.ipv6().is_none() {
+            let reason = self.no_ipv6.take();
+            let no_address = || "this node has no public IPv6 address".to_owned();
+            self.report(OwnChange::NoIpv6(reason.unwrap_or_else(no_address)));
+        }
         self.report(if is_new {
             OwnChange::Acquired(key)
         } else {

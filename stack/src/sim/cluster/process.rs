@@ -195,6 +195,7 @@ impl Cluster {
             }
             OwnChange::Renewed
             | OwnChange::NoIpv6(_)
+            | OwnChange::Races { .. }
             | OwnChange::Changed { .. }
             | OwnChange::Overlap { .. }
             | OwnChange::Disputed(_)

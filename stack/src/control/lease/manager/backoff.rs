@@ -8,8 +8,11 @@ use smoltcp::time::{Duration, Instant};
 
 use super::random::Random;
 
-/// Lost races after which there is no point in another.
-const MAX_RACES: u32 = 50;
+/// Races are lost for so long at most: where many nodes of two IP versions begin together, each record
+/// that one writes is a lost race for all others.
+pub(super) const RACING: Duration = Duration::from_secs(600);
+/// So many conflicts in a row are worth a word.
+const MANY_CONFLICTS: u32 = 10;
 /// Conflicts that are looked into at once; the later ones wait.
 const QUICK_CONFLICTS: u32 = 3;
 /// A watch that lived shorter than this is not opened again at once.
@@ -27,6 +30,8 @@ pub(super) struct Backoff {
     uncreated: u32,
     /// Answers that the store is not as we believed.
     conflicts: u32,
+    /// When the first of them came.
+    contended: Option<Instant>,
     short_watches: u32,
     watch_ended: Option<Instant>,
     /// Lists that were older than what the watch had reported.
@@ -79,19 +84,26 @@ impl Backoff {
     /// The store is not as we believed.
     pub(super) fn conflict(&mut self, now: Instant, random: &mut Random) {
         self.conflicts = self.conflicts.saturating_add(1);
+        self.contended.get_or_insert(now);
         if self.conflicts > QUICK_CONFLICTS {
             self.delay(now, self.conflicts - QUICK_CONFLICTS, random);
         }
     }
 
-    /// Whether others were faster so often that they always will be.
-    pub(super) fn is_hopeless(&self) -> bool {
-        self.conflicts >= MAX_RACES
+    /// Whether others were faster for so long that they always will be.
+    pub(super) fn is_hopeless(&self, now: Instant) -> bool {
+        self.contended.is_some_and(|since| since + RACING <= now)
+    }
+
+    /// The conflicts in a row, when they have just become many.
+    pub(super) fn has_many_conflicts(&self) -> Option<u32> {
+        (self.conflicts == MANY_CONFLICTS).then_some(self.conflicts)
     }
 
     /// The store has our record.
     pub(super) fn held(&mut self) {
         self.conflicts = 0;
+        self.contended = None;
         self.uncreated = 0;
     }
 
@@ -173,18 +185,18 @@ mod tests {
     }
 
     #[test]
-    fn the_first_conflicts_are_looked_into_at_once_and_fifty_are_too_many() {
+    fn the_first_conflicts_are_looked_into_at_once_and_ten_minutes_are_too_long() {
         let mut bed = Bed::new();
         let delays: Vec<_> = (0..49)
             .map(|_| bed.after(|backoff, random| backoff.conflict(NOW, random)))
             .collect();
         assert_eq!(delays[..3], [0, 0, 0]);
         assert!(delays[3..].iter().all(|delay| *delay > 0), "{delays:?}");
-        assert!(!bed.0.is_hopeless());
-        bed.0.conflict(NOW, &mut bed.1);
-        assert!(bed.0.is_hopeless());
+        let late = NOW + RACING;
+        assert!(!bed.0.is_hopeless(late - Duration::from_micros(1)));
+        assert!(bed.0.is_hopeless(late));
         bed.0.held();
-        assert!(!bed.0.is_hopeless());
+        assert!(!bed.0.is_hopeless(late));
     }
 
     #[test]

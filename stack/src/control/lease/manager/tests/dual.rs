@@ -250,6 +250,82 @@ fn race(round: u64, store: &mut Store, managers: &mut [Manager]) {
 }
 
 #[test]
+fn a_node_that_loses_many_races_goes_on_and_says_so_once() {
+    let mut store = Store::with_config(DUAL);
+    let mut node = dual(1);
+    let (mut now, mut told, mut others) = (Instant::ZERO, 0, 0);
+    while node.phase != Phase::Hold {
+        match node.poll(now) {
+            Action::Store(op @ Op::Claim { .. }) => {
+                if others < 80 {
+                    others += 1;
+                    write_lease(&mut store, &format!("10.3.{others}.0-24"), 9);
+                }
+                let answer = store.execute(op);
+                node.answer(now, answer);
+            }
+            Action::Store(op) => {
+                let answer = store.execute(op);
+                node.answer(now, answer);
+            }
+            Action::Wait { until } => now = until,
+            other => panic!("{other:?}"),
+        }
+        let races = |change: &Change| matches!(change, Change::Own(OwnChange::Races { .. }));
+        told += node.changes().filter(races).count();
+    }
+    assert_eq!((others, told), (80, 1));
+    assert!(now > Instant::ZERO + Duration::from_secs(180), "{now}");
+}
+
+#[test]
+fn a_node_goes_without_ipv6_if_its_address_is_of_no_use() {
+    let mut store = Store::with_config(DUAL);
+    let mut node = dual(1);
+    node.poll(Instant::ZERO);
+    node.answer(
+        Instant::ZERO,
+        store.execute(Op::Get(format!("{PREFIX}/config"))),
+    );
+    node.go_without_ipv6("why".to_owned());
+    let changes = settle(&mut node, &mut store, Instant::ZERO);
+    let key = acquired(&changes).unwrap();
+    assert!(!key.contains('&'), "{key}");
+    let told = Change::Own(OwnChange::NoIpv6("why".to_owned()));
+    assert!(changes.contains(&told), "{changes:?}");
+}
+
+#[test]
+fn a_network_waits_for_the_address_that_it_needs() {
+    let without_ipv4 = |last| {
+        let mut manager = dual(last);
+        manager.ownership.identity.public_ip = Ipv4Addr::UNSPECIFIED;
+        manager
+    };
+    let mut store = Store::with_config(DUAL);
+    let mut node = without_ipv4(1);
+    let get = || Op::Get(format!("{PREFIX}/config"));
+    node.poll(Instant::ZERO);
+    node.answer(Instant::ZERO, store.execute(get()));
+    let fault = ConfigFault::NoPublicIp("10.3.0.0/16".parse().unwrap());
+    let awaits = Change::Own(OwnChange::AwaitsConfig(fault));
+    assert_eq!(node.changes().next(), Some(awaits.clone()));
+    node.set_public_ip([192, 168, 0, 1].into());
+    let key = acquired(&settle(&mut node, &mut store, Instant::ZERO)).unwrap();
+    assert!(parse(&key).ipv4().is_some(), "{key}");
+    // It proposes no network that it cannot be in, and is in one that others have made.
+    let mut store = Store::default();
+    let mut node = without_ipv4(1);
+    node.wanted_config = WantedConfig::IfNone(NetworkConfig::parse(DUAL).unwrap());
+    node.poll(Instant::ZERO);
+    node.answer(Instant::ZERO, store.execute(get()));
+    assert_eq!(node.changes().next(), Some(awaits));
+    configure(&mut store, ALONE);
+    let key = acquired(&settle(&mut node, &mut store, Instant::ZERO)).unwrap();
+    assert_eq!(parse(&key).ipv4(), None, "{key}");
+}
+
+#[test]
 fn nodes_that_race_share_no_subnet_of_either_version() {
     for round in 0..50 {
         let mut store = Store::with_config(NARROW);
