@@ -67,6 +67,12 @@ impl<'a> PacketBuf<'a> {
         self
     }
 
+    /// The same as [`Self::with_offload`] for a packet that was filled in its place.
+    pub fn set_offload(&mut self, offload: Header) {
+        self.offload = offload;
+        self.origin = self.start;
+    }
+
     /// Adds a tail: `len` further bytes that are not in the buffer.
     #[must_use]
     pub fn with_tail(mut self, len: usize) -> Self {

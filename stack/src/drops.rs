@@ -50,6 +50,12 @@ reasons! {
     DhcpServer, "dhcp-server", "A pod sent to the port of DHCP clients, which only a server does.";
     NdpInvalid, "ndp-invalid", "A message of IPv6 neighbour discovery was not as RFC 4861 has it, or was in fragments.";
     MldInvalid, "mld-invalid", "A multicast listener report was not from a link-local address with a hop limit of 1.";
+    IgmpInvalid, "igmp-invalid", "A multicast membership report was broken, or not of its own link.";
+    ForeignQuerier, "foreign-querier", "A pod asked others which groups they are in, which is the gateway's to do.";
+    MembershipsFull, "memberships-full", "A pod joined more groups than it can be in, or all pods did.";
+    GroupMac, "group-mac", "A frame's MAC address and the packet's destination were not those of one group.";
+    GroupWithoutMembers, "group-without-members", "A packet was for a group that nobody else has joined, as far as it goes.";
+    GroupPeersExceeded, "group-peers-exceeded", "A packet was for a group, and there are more nodes than get copies of it.";
     LinkLocalTaken, "link-local-taken", "A pod claimed an IPv6 link-local address that another pod has.";
     ReservedGroup, "reserved-group", "A frame was for a group address that bridges keep to themselves (IEEE 802.1D).";
     AllNodesGroup, "all-nodes-group", "A pod sent to all nodes of its link (ff02::1), which is the gateway's to do.";
@@ -178,6 +184,8 @@ impl DropReason {
         matches!(
             self,
             Self::Storm
+                | Self::MembershipsFull
+                | Self::GroupPeersExceeded
                 | Self::HostTableFull
                 | Self::ExchangeRate
                 | Self::EgressFragmentsFull

@@ -176,6 +176,7 @@ fn peer_of_ipv6(
         address: SocketAddr::new(address.into(), backend.port()),
         vtep_mac,
         checksums: record.checksums(),
+        multicast: record.takes_multicast(),
     })
 }
 
@@ -208,6 +209,7 @@ pub fn peer_of_lease(
         address: SocketAddr::new(ip.into(), backend.port()),
         vtep_mac,
         checksums: record.checksums(),
+        multicast: record.takes_multicast(),
     })
 }
 

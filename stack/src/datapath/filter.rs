@@ -14,7 +14,7 @@ pub enum Direction {
     /// From it, to one pod, the gateway or outside.
     FromPod,
     /// From it, in copies to all others: a group's, or for a MAC address that nobody is known to have.
-    /// None of them is asked about again.
+    /// None of them is asked about again, but members of a group that the node follows are.
     ToAll,
     /// To it, from wherever.
     ToPod,

@@ -11,17 +11,10 @@ use smoltcp::wire::{
 };
 
 use crate::datapath::gateway::Own;
+use crate::datapath::multicast::{igmp, mld};
 use crate::datapath::ndp::Message;
 use crate::datapath::port::Attachment;
 use crate::drops::DropReason;
-
-/// ICMPv6 types of multicast listener discovery (RFC 2710 section 3, RFC 3810 section 5).
-mod mld {
-    pub(super) const QUERY: u8 = 130;
-    pub(super) const REPORT: u8 = 131;
-    pub(super) const DONE: u8 = 132;
-    pub(super) const REPORT_V2: u8 = 143;
-}
 
 /// Where DHCP clients hear servers (RFC 2131 section 4.1, RFC 8415 section 7.2). Nobody else has
 /// anything to send there, from whatever port: clients look at no more than their own.
@@ -136,22 +129,35 @@ fn check_ipv4(payload: &[u8], attachment: &Attachment, own: &Own) -> Result<(), 
         Err(DropReason::SourceAddressInvalid)
     } else if !owns(attachment, source) || own.contains(source) {
         Err(DropReason::SourceAddressSpoofed)
-    } else if ipv4_udp(payload).is_some_and(|udp| is_to(udp, DHCP_CLIENT)) {
-        Err(DropReason::DhcpServer)
     } else {
-        Ok(())
+        check_ipv4_upper(payload)
     }
 }
 
-/// What an IPv4 packet that need not be whole has of a UDP datagram's beginning.
-fn ipv4_udp(packet: &[u8]) -> Option<&[u8]> {
+/// Checks what an IPv4 packet that need not be whole carries.
+fn check_ipv4_upper(packet: &[u8]) -> Result<(), DropReason> {
+    let Some(protocol) = packet.get(9) else {
+        return Ok(());
+    };
+    match IpProtocol::from(*protocol) {
+        IpProtocol::Udp if ipv4_upper(packet).is_some_and(|udp| is_to(udp, DHCP_CLIENT)) => {
+            Err(DropReason::DhcpServer)
+        }
+        IpProtocol::Igmp if ipv4_upper(packet).is_some_and(igmp::is_query) => {
+            Err(DropReason::ForeignQuerier)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What an IPv4 packet that need not be whole has of the beginning of what it carries.
+fn ipv4_upper(packet: &[u8]) -> Option<&[u8]> {
     let header_len = usize::from(packet.first()? & 0x0f) * 4;
     let &[high, low] = packet.get(6..8)? else {
         return None;
     };
     let is_first = u16::from_be_bytes([high, low]) & 0x1fff == 0;
-    let is_udp = IpProtocol::from(*packet.get(9)?) == IpProtocol::Udp;
-    packet.get(header_len..).filter(|_| is_first && is_udp)
+    packet.get(header_len..).filter(|_| is_first)
 }
 
 /// Whether a UDP datagram is to this port.
@@ -207,6 +213,9 @@ fn check_specified(source: Ipv6Addr) -> Result<(), DropReason> {
 /// Reports come from nobody before a host has an address (RFC 3590 section 4), and all of these from
 /// the link (RFC 3810 section 5.1.14).
 fn check_mld(packet: &[u8], source: Ipv6Addr, kind: u8) -> Result<(), DropReason> {
+    if kind == mld::QUERY {
+        return Err(DropReason::ForeignQuerier);
+    }
     let is_local = source.is_unicast_link_local()
         || source.is_unspecified() && matches!(kind, mld::REPORT | mld::REPORT_V2);
     if is_local && Ipv6Packet::new_unchecked(packet).hop_limit() == 1 {
@@ -526,8 +535,8 @@ mod tests {
             (mld::REPORT_V2, "::", 1, Ok(())),
             (mld::REPORT, "::", 1, Ok(())),
             (mld::DONE, "fe80::2", 1, Ok(())),
-            (mld::QUERY, "fe80::2", 1, Ok(())),
-            (mld::QUERY, "::", 1, invalid),
+            (mld::QUERY, "fe80::2", 1, Err(DropReason::ForeignQuerier)),
+            (mld::QUERY, "::", 1, Err(DropReason::ForeignQuerier)),
             (mld::DONE, "::", 1, invalid),
             (mld::REPORT_V2, "fd00:0:0:1::2", 1, invalid),
             (mld::REPORT_V2, "fe80::2", 255, invalid),

@@ -16,6 +16,7 @@ pub mod hash;
 pub mod host_interface;
 pub mod icmp;
 pub mod link_local;
+pub mod multicast;
 pub mod ndp;
 pub mod neighbour;
 pub mod node;
@@ -134,7 +135,7 @@ pub enum Siblings {
 /// What a worker tells another.
 #[derive(Debug, Clone)]
 pub enum SiblingMessage {
-    /// A frame with ARP or neighbour discovery from a port or, without one, from the uplink. An
+    /// A frame with ARP, neighbour discovery or a report of a group's member from a port or, without one, from the uplink. An
     /// answer need not come to the worker that asked.
     Neighbour(Option<PortId>, Vec<u8>),
     /// An IPv4 packet of a pod whose flow that worker has, or that process.
@@ -379,6 +380,12 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 return Some(Output::Message(to, message));
             }
             if self.node.has_output() {
+                if let Some((port, frame)) = self.node.take_report_for_siblings() {
+                    if self.has_siblings {
+                        self.tell_all(SiblingMessage::Neighbour(Some(port), frame));
+                    }
+                    continue;
+                }
                 let mut packet = PacketBuf::new(&mut self.room, HEADROOM, 0).ok()?;
                 let verdict = self.node.poll_output(&mut packet)?;
                 return Some(Output::Packet(verdict, packet));
@@ -456,6 +463,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         let taken = if tail.is_empty() {
             self.egress.from_pod(now, packet, host)
         } else {
+            let is_for_group = self.node.awaits_whole();
             self.flat.clear();
             self.flat.extend_from_slice(packet.as_slice());
             for piece in tail {
@@ -465,7 +473,11 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             let whole = PacketBuf::new(&mut self.flat, 0, len);
             let whole = whole.map_err(|_| DropReason::HeadroomExceeded);
             whole.and_then(|whole| {
-                let whole = whole.with_offload(packet.offload());
+                let mut whole = whole.with_offload(packet.offload());
+                if is_for_group {
+                    self.node.take_whole(now, &mut whole);
+                    return Ok(());
+                }
                 self.egress.from_pod(now, &whole, host)
             })
         };

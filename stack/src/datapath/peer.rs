@@ -37,6 +37,8 @@ pub struct Peer {
     /// The TCP and UDP checksums that its node takes from the tunnel. Where they are partial, the UDP
     /// checksum of the tunnel's own datagram protects the packet.
     pub checksums: Checksums,
+    /// Whether its node takes packets of groups from the tunnel.
+    pub multicast: bool,
 }
 
 impl Peer {
@@ -49,6 +51,7 @@ impl Peer {
             address,
             vtep_mac: None,
             checksums: Checksums::Complete,
+            multicast: false,
         }
     }
 
@@ -65,6 +68,12 @@ impl Peer {
     #[must_use]
     pub const fn with_checksums(self, checksums: Checksums) -> Self {
         Self { checksums, ..self }
+    }
+
+    /// The same of a node that takes packets of groups.
+    #[must_use]
+    pub const fn with_multicast(self, multicast: bool) -> Self {
+        Self { multicast, ..self }
     }
 }
 

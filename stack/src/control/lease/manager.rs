@@ -96,6 +96,7 @@ pub struct Manager {
     checksums: Checksums,
     /// Why there is no IPv6 subnet, where that is not for want of an address.
     no_ipv6: Option<String>,
+    multicast: bool,
     /// Why the configuration that the store had last cannot be used.
     config_fault: Option<ConfigFault>,
     leaving: bool,
@@ -111,6 +112,7 @@ impl Manager {
         let ManagerSettings {
             identity,
             checksums,
+            multicast,
             prefix,
             previous,
             previous_ipv6,
@@ -135,6 +137,7 @@ impl Manager {
             ownership: Ownership::new(identity, previous).with_previous_ipv6(previous_ipv6),
             checksums,
             no_ipv6: None,
+            multicast,
             config_fault: None,
             leaving: false,
             repetition: Repetition::default(),
@@ -403,9 +406,9 @@ impl Manager {
             ..
         } = self.ownership.identity;
         match &self.config {
-            Some(config) => {
-                LeaseRecord::of(&config.backend, public_ip, vtep_mac).with_checksums(self.checksums)
-            }
+            Some(config) => LeaseRecord::of(&config.backend, public_ip, vtep_mac)
+                .with_checksums(self.checksums)
+                .with_multicast(self.multicast),
             None => LeaseRecord::udp(public_ip),
         }
     }

@@ -37,11 +37,14 @@ pub struct LeaseRecord {
 
 /// What Muslin's nodes tell each other. flannel's do not look at it, as at any field that they do not
 /// know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct MuslinData {
     /// Whether the node takes partial checksums from the tunnel.
     partial_checksums: bool,
+    /// Whether the node takes packets of groups from the tunnel.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    multicast: bool,
 }
 
 impl PartialEq for LeaseRecord {
@@ -92,7 +95,11 @@ impl MuslinData {
     /// Reads what is there of it; what else a newer version writes is of no concern to this one.
     fn read(value: &Value) -> Option<Self> {
         let partial_checksums = value.get("PartialChecksums")?.as_bool()?;
-        Some(Self { partial_checksums })
+        let multicast = value.get("Multicast").and_then(Value::as_bool);
+        Some(Self {
+            partial_checksums,
+            multicast: multicast.unwrap_or_default(),
+        })
     }
 }
 
@@ -129,9 +136,23 @@ impl LeaseRecord {
     #[must_use]
     pub fn with_checksums(self, checksums: Checksums) -> Self {
         let is_udp = ["", "vxlan"].contains(&self.backend_type.as_str());
-        let muslin = (is_udp && checksums == Checksums::Partial).then_some(MuslinData {
-            partial_checksums: true,
-        });
+        self.with_muslin(|data| {
+            data.partial_checksums = is_udp && checksums == Checksums::Partial;
+        })
+    }
+
+    /// The same of a node that takes packets of groups from the tunnel, or takes none.
+    #[must_use]
+    pub fn with_multicast(self, multicast: bool) -> Self {
+        let has_tunnel = self.backend_type != "host-gw";
+        self.with_muslin(|data| data.multicast = multicast && has_tunnel)
+    }
+
+    /// What is as without any is not said.
+    fn with_muslin(self, change: impl FnOnce(&mut MuslinData)) -> Self {
+        let mut data = self.muslin.unwrap_or_default();
+        change(&mut data);
+        let muslin = (data != MuslinData::default()).then_some(data);
         Self { muslin, ..self }
     }
 
@@ -285,9 +306,16 @@ impl LeaseRecord {
         match self.muslin {
             Some(MuslinData {
                 partial_checksums: true,
+                ..
             }) => Checksums::Partial,
             _ => Checksums::Complete,
         }
+    }
+
+    /// Whether the node takes packets of groups from the tunnel.
+    #[must_use]
+    pub fn takes_multicast(&self) -> bool {
+        self.muslin.is_some_and(|data| data.multicast)
     }
 
     /// The backend's name, for people.
@@ -371,6 +399,37 @@ mod tests {
             let record = format!(r#"{{"PublicIP":"1.2.3.4",{other}}}"#);
             let record = LeaseRecord::parse(&record).unwrap();
             assert_eq!(record.checksums(), Checksums::Complete, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_who_says_so_takes_packets_of_groups() {
+        let flannels = LeaseRecord::parse(VXLAN).unwrap();
+        assert!(!flannels.takes_multicast());
+        assert_eq!(flannels.clone().with_multicast(false).to_json(), VXLAN);
+        for checksums in [Checksums::Partial, Checksums::Complete] {
+            let own = flannels.clone().with_checksums(checksums);
+            let own = own.with_multicast(true);
+            let read = LeaseRecord::parse(&own.to_json()).unwrap();
+            assert_eq!(
+                (read.takes_multicast(), read.checksums()),
+                (true, checksums)
+            );
+            let off = own
+                .with_multicast(false)
+                .with_checksums(Checksums::Complete);
+            assert_eq!(off.to_json(), VXLAN);
+        }
+        // Nodes on an uplink have no tunnel.
+        let mac = VtepMac::from_random([1; 6]);
+        let bare = LeaseRecord::of(&Backend::HostGw, Ipv4Addr::LOCALHOST, mac);
+        assert!(!bare.with_multicast(true).takes_multicast());
+        for other in ["1", "null", "\"true\"", "[true]"] {
+            let muslin = format!(r#"{{"PartialChecksums":true,"Multicast":{other}}}"#);
+            let record = format!(r#"{{"PublicIP":"1.2.3.4","Muslin":{muslin}}}"#);
+            let record = LeaseRecord::parse(&record).unwrap();
+            let expected = (false, Checksums::Partial);
+            assert_eq!((record.takes_multicast(), record.checksums()), expected);
         }
     }
 

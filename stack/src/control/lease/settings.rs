@@ -76,6 +76,8 @@ pub struct ManagerSettings {
     pub prefix: String,
     /// The TCP and UDP checksums that the node takes from the tunnel, partial ones by default.
     pub checksums: Checksums,
+    /// Whether the node takes packets of groups from the tunnel; not by default.
+    pub multicast: bool,
     /// The subnet of an earlier run.
     pub previous: Option<Ipv4Net>,
     /// The IPv6 subnet of an earlier run.
@@ -105,6 +107,7 @@ impl ManagerSettings {
             identity,
             prefix,
             checksums: Checksums::Partial,
+            multicast: false,
             previous: None,
             previous_ipv6: None,
             wanted_config,
@@ -117,6 +120,7 @@ impl ManagerSettings {
     /// Takes what a static list says of the node.
     pub fn take(&mut self, listed: &LeaseRecord) {
         self.checksums = listed.checksums();
+        self.multicast = listed.takes_multicast();
         if let Some(mac) = listed.vtep_mac() {
             self.identity.vtep_mac = mac;
         }

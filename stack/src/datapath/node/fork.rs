@@ -53,6 +53,7 @@ impl<O: Observer, F: Filter + Clone> Node<O, F> {
             uplink: self.uplink.clone(),
             host,
             exchange: self.exchange.clone(),
+            groups: self.groups.clone(),
             claimed: self.claimed,
             egress: self.egress,
             egress_v6: self.egress_v6,

@@ -69,6 +69,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
         if destination.is_multicast() {
             return match ethertype {
                 EthernetProtocol::Ipv6 => self.ingress_group_v6(now, id, packet),
+                EthernetProtocol::Ipv4 if self.groups.is_some() => {
+                    self.ingress_group_v4(now, id, packet)
+                }
                 _ => self.flood(now, id, packet),
             };
         }
@@ -142,7 +145,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     /// Asks the filter about a frame, if there is an IP packet in it.
     #[inline(always)]
-    fn check_policy_of_frame(
+    pub(super) fn check_policy_of_frame(
         &mut self,
         direction: Direction,
         port: PortId,
@@ -346,6 +349,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         let guarded = port.attachment.guarded;
         self.fdb.learn(view.src_addr(), id, now);
+        if self.hear_of_report(now, id, bytes) {
+            return;
+        }
         if view.ethertype() == EthernetProtocol::Arp {
             self.learn_from_arp(now, id, bytes);
         } else if guarded {

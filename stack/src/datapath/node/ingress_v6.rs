@@ -8,15 +8,15 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::ip::v6;
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpProtocol, Ipv6Packet};
+use smoltcp::wire::{EthernetAddress, Ipv6Packet};
 
 use super::Node;
 use super::router::{Decision, Origin};
 use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::link_local;
+use crate::datapath::multicast::mld;
 use crate::datapath::ndp::{self, Advertisement, Message, Solicitation};
 use crate::datapath::neighbour::Place;
 use crate::datapath::observe::Observer;
@@ -50,11 +50,13 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
             None => {}
         }
+        let is_followed = self.groups.is_some();
         match Ipv6Packet::new_unchecked(bytes).dst_addr() {
-            // The switch has no use for them: it prunes nothing (RFC 4541).
-            _ if is_of_listeners(bytes)? => Ok(Verdict::Consumed),
+            // The switch has no use for them if it prunes nothing (RFC 4541).
+            _ if mld::find(bytes)?.is_some() => self.take_report(now, id, packet.as_slice(), true),
             ALL_ROUTERS => Ok(Verdict::Consumed),
             ndp::ALL_NODES => Err(DropReason::AllNodesGroup),
+            _ if is_followed => self.send_to_group(now, id, packet),
             _ => self.flood(now, id, packet),
         }
     }
@@ -243,12 +245,4 @@ impl<O: Observer, F: Filter> Node<O, F> {
         };
         self.queue_frame(verdict, &ndp::write_solicitation(source, address, to));
     }
-}
-
-/// Whether a packet is a message of multicast listener discovery (RFC 2710, RFC 9777).
-fn is_of_listeners(packet: &[u8]) -> Result<bool, DropReason> {
-    let upper = v6::upper_layer(packet)?;
-    let is_icmp = IpProtocol::from(upper.protocol) == IpProtocol::Icmpv6;
-    let kind = packet.get(upper.offset);
-    Ok(is_icmp && !upper.is_later_fragment() && matches!(kind, Some(130..=132 | 143)))
 }

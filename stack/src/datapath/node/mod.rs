@@ -18,6 +18,7 @@ use home::{Home, HomeV6};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lan::Lan;
 use ledger::Ledger;
+use multicast::{Copies, Groups};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::GsoKind;
@@ -59,6 +60,7 @@ mod ingress;
 mod ingress_v6;
 mod lan;
 mod ledger;
+mod multicast;
 mod origin;
 mod peers;
 mod probe;
@@ -198,6 +200,8 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     host: Option<HostPort>,
     /// What other nodes have said, if they are listened to.
     exchange: Option<Mailbox>,
+    /// Who has joined which group, if groups are followed.
+    groups: Option<Box<Groups>>,
     /// The last claim of a next hop's address that is looked into and that siblings have not heard of.
     claimed: Option<(IpAddr, EthernetAddress)>,
     /// The overlay's networks; packets from pods that leave them are for egress.
@@ -228,10 +232,20 @@ impl Sender {
     }
 }
 
+/// What waits for the node's caller.
+enum Queued {
+    /// A packet.
+    Packet(Verdict, Vec<u8>),
+    /// A packet of a group, for several places.
+    Copies(Copies),
+    /// A frame from this port of which the nodes of other workers are to hear.
+    Report(PortId, Vec<u8>),
+}
+
 /// Packets on their way out that the node made itself.
 #[derive(Default)]
 struct Output {
-    queue: VecDeque<(Verdict, Vec<u8>)>,
+    queue: VecDeque<Queued>,
     free: Vec<Vec<u8>>,
 }
 
@@ -243,7 +257,24 @@ impl Output {
         let mut buffer = self.free.pop().unwrap_or_default();
         buffer.clear();
         buffer.extend_from_slice(packet);
-        self.queue.push_back((verdict, buffer));
+        self.queue.push_back(Queued::Packet(verdict, buffer));
+        Ok(())
+    }
+
+    /// The same with copies, which are given back if there is no room.
+    fn push_copies(&mut self, copies: Copies) -> Result<(), Copies> {
+        if self.queue.len() >= OUTPUT_LEN {
+            return Err(copies);
+        }
+        self.queue.push_back(Queued::Copies(copies));
+        Ok(())
+    }
+
+    fn push_report(&mut self, port: PortId, frame: &[u8]) -> Result<(), DropReason> {
+        if self.queue.len() >= OUTPUT_LEN {
+            return Err(DropReason::OutputQueueFull);
+        }
+        self.queue.push_back(Queued::Report(port, frame.to_vec()));
         Ok(())
     }
 }
@@ -300,6 +331,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             uplink: None,
             host: None,
             exchange: None,
+            groups: None,
             claimed: None,
             egress: None,
             egress_v6: None,
@@ -334,6 +366,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         self.unguarded += usize::from(!attachment.guarded);
         self.limited += usize::from(attachment.rates.is_limited());
+        if let Some(groups) = &mut self.groups {
+            groups.attach();
+        }
         self.ports.insert(port, Port::new(attachment));
     }
 
@@ -342,6 +377,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.fdb.forget_port(port);
         self.neighbours.forget_port(port);
         self.link_locals.forget_port(port);
+        if let Some(groups) = &mut self.groups {
+            groups.forget_port(port);
+        }
         let old = self.ports.remove(&port);
         if let Some(old) = &old {
             self.keep_static(old.attachment.mac);
@@ -380,6 +418,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
         if let (Path::Uplink, Some(link)) = (path, &mut self.uplink) {
             link.neighbours.seek_in_turn(host);
         }
+        if let Some(groups) = &mut self.groups {
+            groups.set_peer(&peer);
+        }
         self.peers.insert(PeerState {
             peer,
             path,
@@ -399,6 +440,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     fn take_peer(&mut self, id: PeerId) -> Option<PeerState> {
         let old = self.peers.remove(id)?;
+        if let Some(groups) = &mut self.groups {
+            groups.remove_peer(id);
+        }
         // Another peer may have taken the route over meanwhile, and ours must stay.
         let subnet = old.peer.subnet.trunc();
         if self.routes.get(subnet) == Some(&NextHop::Peer(id)) {
@@ -566,7 +610,14 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     /// The next packet the node itself has to send, copied into `packet`.
     pub fn poll_output(&mut self, packet: &mut PacketBuf<'_>) -> Option<Verdict> {
-        let (verdict, bytes) = self.output.queue.pop_front()?;
+        let (verdict, bytes) = loop {
+            match self.output.queue.pop_front()? {
+                Queued::Packet(verdict, bytes) => break (verdict, bytes),
+                Queued::Copies(copies) => return self.next_copy(copies, packet),
+                // There are no other workers.
+                Queued::Report(..) => {}
+            }
+        };
         self.ledger.enters(Source::Node, bytes.as_slice());
         let verdict = match (verdict, packet.replace(&bytes)) {
             (_, Err(_)) => Verdict::Drop(DropReason::HeadroomExceeded),
@@ -588,6 +639,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     #[must_use]
     pub fn poll_at(&self) -> Instant {
         let links = [
+            self.groups.as_ref().and_then(|groups| groups.poll_at()),
             self.neighbours.poll_at(),
             self.uplink
                 .as_ref()
@@ -601,6 +653,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.begin(now);
         self.handle_neighbours(now);
+        self.handle_groups(now);
         if now >= self.next_ageing {
             self.fdb.age(now);
             self.neighbours.age(now, |_| false);

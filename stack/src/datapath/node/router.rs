@@ -174,7 +174,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Ok(Verdict::Consumed);
         }
         if guard::is_martian(destination) || destination == home.broadcast {
-            return Err(DropReason::DestinationNotUnicast);
+            return self.route_to_group(now, origin, packet);
         }
         let next = self.routes.lookup(destination.into()).copied();
         self.step_route(destination.into());
@@ -510,7 +510,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
     }
 
-    fn encapsulate(&mut self, id: PeerId, peer: &Outgoing, packet: &mut PacketBuf<'_>) -> Decision {
+    pub(super) fn encapsulate(
+        &mut self,
+        id: PeerId,
+        peer: &Outgoing,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
         if peer.checksums == Checksums::Complete {
             packet.complete_checksum();
         }

@@ -92,7 +92,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Ok(Verdict::Consumed);
         }
         if guard::is_martian_v6(destination) {
-            return Err(DropReason::DestinationNotUnicast);
+            return self.route_to_group(now, origin, packet);
         }
         if leaves_link(source) {
             self.send_icmp_error(now, IcmpError::BeyondScope, packet.as_slice());
@@ -322,7 +322,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
     }
 
-    fn encapsulate_v6(
+    pub(super) fn encapsulate_v6(
         &mut self,
         id: PeerId,
         peer: &OutgoingV6,

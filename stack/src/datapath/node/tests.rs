@@ -17,6 +17,7 @@ mod egress;
 mod filter;
 mod host;
 mod liveness;
+mod multicast;
 mod observe;
 mod superpackets;
 mod telling;
@@ -87,6 +88,7 @@ fn node(number: u8, format: &str) -> Node {
         address: underlay(other).into(),
         vtep_mac: Some(vtep(other)),
         checksums: Checksums::Complete,
+        multicast: false,
     });
     node
 }
@@ -779,6 +781,7 @@ fn a_lease_within_another_is_its_own_holders_alone() {
             address: underlay(host).into(),
             vtep_mac: None,
             checksums: Checksums::Complete,
+            multicast: false,
         });
     }
     for (host, source, is_taken) in [
@@ -1053,6 +1056,7 @@ fn a_peer_that_goes_takes_its_route_with_it() {
         address: underlay(7).into(),
         vtep_mac: None,
         checksums: Checksums::Complete,
+        multicast: false,
     });
     assert!(node.remove_peer(PeerId(2)));
     assert!(matches!(
@@ -1204,6 +1208,7 @@ fn peer(id: u8, subnet: &str) -> Peer {
         address: underlay(id).into(),
         vtep_mac: Some(vtep(id)),
         checksums: Checksums::Complete,
+        multicast: false,
     }
 }
 

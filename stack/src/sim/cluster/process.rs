@@ -63,6 +63,7 @@ impl Cluster {
             },
             prefix: PREFIX.to_owned(),
             checksums: Checksums::Complete,
+            multicast: false,
             previous: disk.lease.and_then(|lease| lease.ipv4()),
             previous_ipv6: disk.lease.and_then(|lease| lease.ipv6()),
             wanted_config: self.setup.wanted_config(),

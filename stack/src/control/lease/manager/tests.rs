@@ -165,6 +165,7 @@ fn manager(last: u8) -> Manager {
         },
         prefix: PREFIX.to_owned(),
         checksums: Checksums::Complete,
+        multicast: false,
         previous: None,
         previous_ipv6: None,
         wanted_config: WantedConfig::Any,

@@ -17,7 +17,7 @@ const IPV6: u16 = 0x86dd;
 const V6: u32 = 10;
 const MTU: u16 = 1430;
 
-fn at(node: u8, host: u16) -> Ipv6Addr {
+pub(super) fn at(node: u8, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0, 0, node.into(), 0, 0, 0, host)
 }
 
@@ -51,14 +51,14 @@ fn dual_attachment(node: u8, host: u8, guarded: bool) -> Attachment {
     attachment
 }
 
-fn peer_v6(number: u8) -> Peer {
+pub(super) fn peer_v6(number: u8) -> Peer {
     let id = PeerId(V6 + u32::from(number));
     let subnet = format!("fd00:0:0:{number}::/64").parse().unwrap();
     Peer::new(id, subnet, outer(number)).with_vtep(vtep_v6(number))
 }
 
 /// [`node`] in both versions.
-fn dual(number: u8) -> Node {
+pub(super) fn dual(number: u8) -> Node {
     let mut node = observed(dual_config(number)).unwrap();
     node.attach(POD_PORT, dual_attachment(number, 2, true));
     node.attach(OTHER_PORT, dual_attachment(number, 3, true));
@@ -92,12 +92,12 @@ fn routed(packet: &[u8]) -> Vec<u8> {
 }
 
 /// A datagram of node 2.
-fn tunnelled(packet: &[u8]) -> Vec<u8> {
+pub(super) fn tunnelled(packet: &[u8]) -> Vec<u8> {
     let inner = ethernet(vtep_v6(2).get(), vtep_v6(1).get(), IPV6, packet);
     vxlan(1, &inner)
 }
 
-fn from_peer_v6(node: &mut Node, other: u8, datagram: &[u8]) -> (Verdict, Vec<u8>) {
+pub(super) fn from_peer_v6(node: &mut Node, other: u8, datagram: &[u8]) -> (Verdict, Vec<u8>) {
     through(datagram, |packet| {
         node.from_underlay(NOW, outer(other), packet)
     })
