@@ -574,6 +574,7 @@ fn a_node_that_is_not_there_is_named() {
         "routes",
         "drops",
         "flows",
+        "groups",
         "neighbours",
         "leave",
     ] {

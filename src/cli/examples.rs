@@ -72,6 +72,7 @@ const EXAMPLES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["flows"], &["muslin flows --pod web"]),
+    (&["groups"], &["muslin groups"]),
     (&["top"], &["muslin top -d 0.5"]),
     (
         &["ping"],

@@ -143,6 +143,8 @@ enum Command {
     /// Bytes are those of the payload: of streams and datagrams without headers, of echo requests with
     /// the ICMP header.
     Flows(report::FlowArguments),
+    /// List the groups that pods have joined, where the node follows groups (`muslin node --multicast`)
+    Groups(report::Arguments),
     /// Show the nodes of this machine in a browser: pods, tunnels, traces, tables
     ///
     /// The page is read-only and needs nothing from elsewhere. It prints its URL and runs until it is
@@ -314,6 +316,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Neighbours(arguments) => report::neighbours(&arguments),
         Command::Drops(arguments) => report::drops(&arguments),
         Command::Flows(arguments) => report::flows(&arguments),
+        Command::Groups(arguments) => report::groups(&arguments),
         Command::Page(arguments) => page::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),

@@ -140,6 +140,10 @@ pub(super) struct Arguments {
         default_missing_value = "64:ff9b::/96"
     )]
     nat64: Option<Nat64Prefix>,
+    /// Follow groups: give multicast packets to the pods that have joined their group alone, and carry them
+    /// to other nodes with this flag (IGMP, MLD; multicast DNS)
+    #[arg(long)]
+    multicast: bool,
     /// Let pods send from addresses that are not their own
     #[arg(long)]
     no_pod_guard: bool,
@@ -299,6 +303,7 @@ impl Arguments {
             clamp_mss: !self.no_mss_clamp,
             guard_pods: !self.no_pod_guard,
             guard_peers: !self.no_peer_guard,
+            multicast: self.multicast,
             egress: self.egress()?,
             workers: self.workers.map_or_else(default_workers, usize::from),
             offload: self.offload()?,

@@ -1,10 +1,11 @@
-//! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours`, `drops` and `flows`.
+//! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours`, `drops`, `flows` and `groups`.
 
 use std::time::Duration;
 
 use clap::Args;
 use muslin_stack::api::control::{
-    Code, Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
+    Code, Dns, Drop, DropLease, Flow, Group, Lease, Neighbour, Peer, Pod, Route, Status, Table,
+    Traffic,
 };
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::control::ipam::PodName;
@@ -156,6 +157,10 @@ fn describe(status: &Status) -> String {
                     format!("{}, {from} from it, {to} to it", host.name)
                 },
             ),
+        ),
+        (
+            "multicast",
+            if status.multicast { "on" } else { "off" }.to_owned(),
         ),
         ("dns", dns(&status.dns)),
         (
@@ -460,6 +465,24 @@ pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
         }
         View::table(&rows, &header, none, cells)
     })
+}
+
+pub(super) fn groups(arguments: &Arguments) -> Result<()> {
+    list(
+        arguments,
+        Table::Groups,
+        (
+            &["GROUP", "POD", "EXPIRES"],
+            "no groups: no pod has joined one, or the node does not follow them (muslin node --multicast)",
+        ),
+        |row: &Group| {
+            vec![
+                row.group.to_string(),
+                row.pod.as_ref().map(PodName::to_string).unwrap_or_default(),
+                duration(row.expires_seconds),
+            ]
+        },
+    )
 }
 
 /// Checks that a pod is attached. One that is not has no flows, but neither has one whose name is

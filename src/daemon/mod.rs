@@ -292,6 +292,7 @@ impl Start {
             self.settings.wanted_config.clone(),
             u64::from_ne_bytes(random()?),
         );
+        settings.multicast = self.settings.multicast;
         if let Some(listed) = listed {
             settings.take(&listed);
             identity.vtep_mac = settings.identity.vtep_mac;
@@ -701,10 +702,13 @@ impl Driver {
             None => underlay::join(&plan, sockets, key.nets(), &self.settings, &interface)?,
         };
         let tunnel_copies = self.copy_tunnel(&underlays);
-        let nodes = underlays.into_iter().map(|underlay| {
+        let nodes = underlays.into_iter().zip(0..).map(|(underlay, worker)| {
             let node = Node::with(config.clone(), Captures::default(), Unfiltered, now);
             let mut node = node.map_err(Error::usage)?;
             node.set_uplink(uplink);
+            if self.settings.multicast {
+                node.set_multicast(now, Some(worker == 0));
+            }
             for (host, mac) in &inherited.next_hops {
                 node.learn_next_hop(now, *host, *mac);
             }

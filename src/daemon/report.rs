@@ -7,10 +7,11 @@ use ipnet::IpNet;
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::Vni;
+use muslin_stack::Duration;
 use muslin_stack::addresses::{self, Addresses};
 use muslin_stack::api::control::{
-    Dns, Drop, Flow, Flows, HostInterface, Neighbour, Packets, Peer, Pod, Ports, Route, Status,
-    Table, Traffic,
+    Dns, Drop, Flow, Flows, Group, HostInterface, Neighbour, Packets, Peer, Pod, Ports, Route,
+    Status, Table, Traffic,
 };
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::Standing;
@@ -30,7 +31,7 @@ use super::settings::Offload;
 use super::underlay;
 use crate::confine;
 use crate::error::{Context, Error, Result};
-use crate::worker::{FlowTable, NeighbourTables, Neighbours, PortState, Totals};
+use crate::worker::{FlowTable, GroupTable, NeighbourTables, Neighbours, PortState, Totals};
 
 /// The rows of a table.
 pub(super) async fn rows(running: &RunningNode, table: Table) -> Result<Vec<Value>> {
@@ -61,6 +62,10 @@ pub(super) async fn rows(running: &RunningNode, table: Table) -> Result<Vec<Valu
         Table::Flows => {
             let flows = workers.flows().await.map_err(Error::failed)?;
             values(self::flows(running, &flows))
+        }
+        Table::Groups => {
+            let groups = workers.groups().await.map_err(Error::failed)?;
+            values(self::groups(running, &groups))
         }
         _ => Err(Error::usage("this node has no such table")),
     }
@@ -118,6 +123,7 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
             expired: flows.expired,
             evicted: flows.evicted,
         }),
+        multicast: facts.settings.multicast,
         host_interface: host_interface(running, totals),
         dns: dns(running),
         published: Ports {
@@ -316,6 +322,18 @@ fn neighbours(tables: &NeighbourTables) -> Vec<Neighbour> {
     let mut rows = [rows(&tables.pods, false), rows(&tables.hosts, true)].concat();
     rows.sort_unstable_by_key(|row| row.address);
     rows
+}
+
+fn groups(running: &RunningNode, table: &GroupTable) -> Vec<Group> {
+    let pods = running.pods.lock();
+    let names: HashMap<_, _> = pods.iter().map(|(name, pod)| (pod.port, name)).collect();
+    let row = |((group, port), left): (&(IpAddr, PortId), &Duration)| Group {
+        group: *group,
+        pod: names.get(port).map(|name| (*name).clone()),
+        port: port.0,
+        expires_seconds: left.secs(),
+    };
+    table.iter().map(row).collect()
 }
 
 fn flows(running: &RunningNode, table: &FlowTable) -> Vec<Flow> {

@@ -42,6 +42,9 @@ pub struct NodeSettings {
     pub guard_pods: bool,
     /// Whether TCP connections with other nodes' pods begin with an MSS that the path takes.
     pub clamp_mss: bool,
+    /// Whether it follows groups: only pods that have joined one get what is for it, those of other nodes
+    /// included.
+    pub multicast: bool,
     /// Whether peers may send only from the addresses of their leases.
     pub guard_peers: bool,
     /// How long before its end a lease is renewed.

@@ -12,12 +12,14 @@
 //! subnet = "10.244.1.0/24"
 //! vtep-mac = "0e:1f:20:a1:b2:c3"   # optional, vxlan only
 //! partial-checksums = true         # optional, vxlan and udp only
+//! multicast = true                 # optional, not host-gw
 //! ```
 //!
 //! Every node has the same file. The MAC address of a node's VTEP is made of its public address
 //! where none is given: `0a:4d` and the four bytes, locally administered and unicast. A kernel
 //! node in the list needs the one that its device has. Nodes of Muslin take partial checksums, which
-//! saves their peers a pass over each packet; a kernel's would drop such packets.
+//! saves their peers a pass over each packet; a kernel's would drop such packets. Those that run with
+//! `--multicast` are sent what is for groups if the list says so.
 //!
 //! The file is read again when it changes; a new version with mistakes is reported once, and the
 //! old one stays in force. Entries never expire, and nothing can be written.
@@ -333,6 +335,8 @@ struct NodeTable {
     vtep_mac: Option<Spanned<String>>,
     #[serde(default)]
     partial_checksums: bool,
+    #[serde(default)]
+    multicast: bool,
 }
 
 impl List {
@@ -497,7 +501,9 @@ impl Source<'_> {
             true => Checksums::Partial,
             false => Checksums::Complete,
         };
-        let record = LeaseRecord::of(&config.backend, ip, mac).with_checksums(checksums);
+        let record = LeaseRecord::of(&config.backend, ip, mac)
+            .with_checksums(checksums)
+            .with_multicast(table.multicast);
         let key = SubnetKey::new(subnet);
         Ok((ip, Node { key, record }))
     }

@@ -40,7 +40,9 @@ use muslin_stack::datapath::uplink::Uplink;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use packet_loop::{Mailbox, PacketLoop};
 use report::Page;
-pub use report::{FlowTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Totals};
+pub use report::{
+    FlowTable, GroupTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Totals,
+};
 pub(crate) use succession::Holdings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{self, timeout_at};

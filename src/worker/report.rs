@@ -2,17 +2,17 @@
 //! read most, they copy to a page that others read, and of their tables they copy only the one
 //! requested. The reader adds up the values of several workers and sorts them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use muslin_stack::Instant;
 use muslin_stack::datapath::egress::{EgressCounters, FlowInfo};
 use muslin_stack::datapath::neighbour::{Place, State};
 use muslin_stack::datapath::peer::PeerState;
-use muslin_stack::datapath::port::Traffic;
+use muslin_stack::datapath::port::{PortId, Traffic};
 use muslin_stack::drops::Counters;
+use muslin_stack::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Datapath;
@@ -79,6 +79,9 @@ pub struct PeerStates {
 
 /// What is known of an address: where it is, and since when.
 pub type Neighbours = HashMap<IpAddr, (Option<Place>, State)>;
+
+/// Who has joined which group, and how long that lasts if it is not said again.
+pub type GroupTable = BTreeMap<(IpAddr, PortId), Duration>;
 
 /// Both neighbour tables at one moment.
 #[derive(Debug, Clone)]

@@ -16,7 +16,8 @@ use tokio::time::timeout_at;
 
 use super::message::Command;
 use super::report::{
-    FlowTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Question, Totals, View,
+    FlowTable, GroupTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Question,
+    Totals, View,
 };
 use super::{Worker, Workers};
 
@@ -138,6 +139,22 @@ impl Workers {
             add_known(&mut hosts, of_hosts);
         }
         Ok(NeighbourTables { now, pods, hosts })
+    }
+
+    /// The groups that pods have joined.
+    ///
+    /// # Errors
+    /// If one of the workers does not answer.
+    pub async fn groups(&self) -> Result<GroupTable, NoAnswer> {
+        let copy = |view: &View<'_>| view.path.node().groups(view.now).collect();
+        let all: Vec<Vec<_>> = self.copy(copy).await?;
+        let mut whole = GroupTable::new();
+        // All are told the same, one after the other.
+        for (group, port, left) in all.into_iter().flatten() {
+            let known = whole.entry((group, port)).or_insert(left);
+            *known = left.max(*known);
+        }
+        Ok(whole)
     }
 
     /// The flows to and from addresses outside the overlay.

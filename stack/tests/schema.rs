@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use muslin_stack::api::control::{
-    Attached, Drop, Dropped, Flow, Lease, Neighbour, Peer, Pod, Route, Status,
+    Attached, Drop, Dropped, Flow, Group, Lease, Neighbour, Peer, Pod, Route, Status,
 };
 use muslin_stack::api::events::Event;
 use muslin_stack::api::live::LiveReport;
@@ -26,12 +26,13 @@ fn schema<T: JsonSchema>() -> String {
 }
 
 /// What each command prints with `--json`.
-fn schemas() -> [(&'static str, String); 14] {
+fn schemas() -> [(&'static str, String); 15] {
     [
         ("attach", schema::<Attached>()),
         ("drops", schema::<Vec<Drop>>()),
         ("events", schema::<Vec<Event>>()),
         ("flows", schema::<Vec<Flow>>()),
+        ("groups", schema::<Vec<Group>>()),
         ("lease-drop", schema::<Dropped>()),
         ("leases", schema::<Vec<Lease>>()),
         ("neighbours", schema::<Vec<Neighbour>>()),

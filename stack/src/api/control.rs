@@ -216,6 +216,8 @@ pub enum Table {
     Drops,
     /// Rows of [`Flow`].
     Flows,
+    /// Rows of [`Group`].
+    Groups,
     /// Rows of [`Event`](super::events::Event), the newest last.
     Events,
 }
@@ -500,6 +502,9 @@ pub struct Status {
     pub lease_confirmed_seconds: u64,
     /// Flows of pods to addresses outside the pod network, if they may have any.
     pub egress: Option<Flows>,
+    /// Whether it follows groups, and carries their packets to nodes that do.
+    #[serde(default)]
+    pub multicast: bool,
     /// The host interface, if there is one.
     #[serde(default)]
     pub host_interface: Option<HostInterface>,
@@ -860,6 +865,21 @@ pub struct Neighbour {
     pub uplink: bool,
     /// `permanent`, `incomplete`, `reachable`, `stale` or `probing`.
     pub state: String,
+}
+
+/// A pod's membership in a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Group {
+    /// The group.
+    pub group: IpAddr,
+    /// The pod, if it is still attached.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub pod: Option<PodName>,
+    /// Its port.
+    pub port: u32,
+    /// Seconds until it is forgotten if the pod does not say again that it is in the group.
+    pub expires_seconds: u64,
 }
 
 /// Packets lost for one reason.
