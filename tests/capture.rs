@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -22,6 +22,17 @@ impl Bed {
     fn new(backend: &str) -> Option<Self> {
         let lab = Lab::new()?;
         let nodes = lab.two_nodes(|_, config| config.with("--backend", backend));
+        Self::of(lab, nodes)
+    }
+
+    /// The same with IPv6 besides.
+    fn dual() -> Option<Self> {
+        let lab = Lab::new()?;
+        let nodes = lab.two_dual_nodes(|_, config| config.with("--backend", "vxlan"));
+        Self::of(lab, nodes)
+    }
+
+    fn of(lab: Lab, nodes: [Node; 2]) -> Option<Self> {
         if !nodes[0].host().has("tshark", "tshark") {
             return None;
         }
@@ -35,18 +46,22 @@ impl Bed {
 
     /// A capture at the first node that has begun.
     fn capture(&self, file: &Path, words: &[&str]) -> Child {
-        self.capture_beginning_with(file, file, words)
+        self.capture_at(0, file, file, words)
     }
 
-    /// The same, where the first file has another name than what is asked for.
-    fn capture_beginning_with(&self, first: &Path, file: &Path, words: &[&str]) -> Child {
+    /// The same at the node with that index, where the first file may have another name than what is
+    /// asked for.
+    fn capture_at(&self, node: usize, first: &Path, file: &Path, words: &[&str]) -> Child {
         let file = file.to_str().unwrap();
         let words: Vec<_> = ["capture", "-w", file]
             .iter()
             .chain(words)
             .copied()
             .collect();
-        let child = self.nodes[0].client(&words).stderr(Stdio::piped()).spawn();
+        let child = self.nodes[node]
+            .client(&words)
+            .stderr(Stdio::piped())
+            .spawn();
         let child = child.unwrap();
         poll_until(SOON, "the head of the file", || {
             let head = std::fs::metadata(first).ok();
@@ -257,7 +272,7 @@ fn it_ends_by_itself_and_keeps_a_ring_of_files() {
         "--hook",
         "to-pod,from-pod",
     ];
-    let rotating = bed.capture_beginning_with(&first, &ring, &words);
+    let rotating = bed.capture_at(0, &first, &ring, &words);
     traffic::transfer(&mut bed.pods[0], there, port, 5_000_000);
     assert_eq!(finished(running), (5, 0));
     assert_eq!(read(&file, "frame", &["frame.number"]).len(), 5);
@@ -274,9 +289,9 @@ fn it_ends_by_itself_and_keeps_a_ring_of_files() {
     );
 }
 
-/// What was sent by TCP from there, by sequence number, as far as it is in the file.
-fn sent(file: &Path, from: &str) -> BTreeMap<u32, u8> {
-    let filter = format!("ip.src == {from} && tcp.len > 0");
+/// What was sent by TCP from there, by sequence number, as far as it was seen at a hook.
+fn sent(file: &Path, hook: &str, from: IpAddr) -> BTreeMap<u32, u8> {
+    let filter = format!("{} && tcp.len > 0", at(hook, from));
     let mut sent = BTreeMap::new();
     for packet in read(file, &filter, &["tcp.seq_raw", "tcp.payload"]) {
         let first: u32 = packet[0].parse().unwrap();
@@ -290,6 +305,62 @@ fn sent(file: &Path, from: &str) -> BTreeMap<u32, u8> {
         }
     }
     sent
+}
+
+/// A display filter for packets from an address at a hook.
+fn at(hook: &str, from: IpAddr) -> String {
+    let field = if from.is_ipv4() { "ip" } else { "ipv6" };
+    format!("frame.interface_name == \"{hook}\" && {field}.src == {from}")
+}
+
+/// What tshark finds wrong with packets of a file, but for what TCP does where packets are lost.
+fn wrong(file: &Path) -> Vec<Vec<String>> {
+    let filter = "_ws.malformed || tcp.checksum.status == 0 || ip.checksum.status == 0 \
+                  || _ws.expert.severity >= 6291456 && !tcp.analysis.flags && !tcp.flags.reset";
+    read(file, filter, &["frame.number", "_ws.expert.message"])
+}
+
+/// What was merged on its way in is cut as it came, at all hooks that it passes.
+#[test]
+fn segments_of_what_was_merged_are_whole_in_both_versions() {
+    let Some(mut bed) = Bed::dual() else { return };
+    let mut addresses = |pod: &mut Agent| -> [IpAddr; 2] {
+        let (ipv4, ipv6) = (pod.address("eth0"), pod.address_v6("eth0"));
+        [ipv4.unwrap().into(), ipv6.unwrap().into()]
+    };
+    let [here, there] = bed.pods.each_mut().map(&mut addresses);
+    let port = bed.pods[0].listen(0).unwrap();
+    for (here, there) in here.into_iter().zip(there) {
+        traffic::ping(&mut bed.pods[1], here);
+        let [came, left] = ["came", "left"].map(|name| bed.file(name));
+        let running = [
+            bed.capture_at(0, &came, &came, &["--segments", "tcp"]),
+            bed.capture_at(1, &left, &left, &["--hook", "from-pod", "tcp"]),
+        ];
+        traffic::transfer(&mut bed.pods[1], here, port, 500_000);
+        for child in running {
+            let (_, lost) = end(child);
+            assert_eq!(lost, 0);
+        }
+        let expected = sent(&left, "from-pod", there);
+        assert!(expected.len() >= 500_000, "{}", expected.len());
+        assert_eq!(wrong(&came), [[""; 0]; 0]);
+        for hook in ["from-tunnel", "to-pod"] {
+            assert!(sent(&came, hook, there) == expected, "{hook} {there}");
+            let fields = ["frame.len", "frame.cap_len", "frame.comment"];
+            let seen = read(&came, &at(hook, there), &fields);
+            let is_cut = seen.iter().any(|it| it[2].contains("; segment 2 of "));
+            assert!(is_cut, "{hook} {there}: nothing was merged");
+            let longest = u32::from(bed.nodes[0].mtu()) + 14;
+            for packet in seen {
+                let [len, there] = [0, 1].map(|at| packet[at].parse::<u32>().unwrap());
+                assert!(len <= longest && len == there, "{hook}: {packet:?}");
+            }
+        }
+        for file in [came, left] {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -316,10 +387,10 @@ fn superpackets_are_written_as_their_segments() {
             packets
         });
         assert!(packets < segments, "{packets} superpackets, {segments}");
-        let here = here.to_string();
-        let contents = sent(&cut, &here);
+        let contents = sent(&cut, "from-pod", here.into());
         assert!(contents.len() >= 500_000);
-        assert!(contents == sent(&whole, &here), "the contents differ");
+        let expected = sent(&whole, "from-pod", here.into());
+        assert!(contents == expected, "the contents differ");
 
         // Each as it is on a wire, with numbers that go on.
         let mtu = u64::from(bed.nodes[0].mtu());
@@ -342,13 +413,7 @@ fn superpackets_are_written_as_their_segments() {
             last = if number == count { 0 } else { number };
         }
         for file in [&cut, &all] {
-            let wrong = "_ws.malformed || tcp.checksum.status == 0 || ip.checksum.status == 0 \
-                         || _ws.expert.severity >= 6291456 && !tcp.analysis.flags \
-                         && !tcp.flags.reset";
-            assert_eq!(
-                read(file, wrong, &["frame.number", "_ws.expert.message"]),
-                [[""; 0]; 0]
-            );
+            assert_eq!(wrong(file), [[""; 0]; 0]);
         }
         // What was merged again is cut again, at all hooks on the way.
         for hook in ["from-tunnel", "to-pod"] {

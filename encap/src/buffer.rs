@@ -5,7 +5,7 @@
 //!
 //! A superpacket comes with a virtio-net header, which says what is still to be done to it. One
 //! that was merged from segments has only its first segment in the buffer; the payloads of the
-//! others, its tail, are elsewhere, and the buffer knows only their length.
+//! others, its tail, are elsewhere, and the buffer knows where.
 
 use thiserror::Error;
 
@@ -32,8 +32,10 @@ pub struct PacketBuf<'a> {
     storage: &'a mut [u8],
     start: usize,
     end: usize,
-    /// Bytes of the packet that are elsewhere, behind those in the buffer.
-    tail: usize,
+    /// Where the bytes of the packet are that come behind those in the buffer, and how many of them
+    /// belong to it.
+    tail: &'a [&'a [u8]],
+    tail_len: usize,
     /// What is still to be done to the packet, with offsets that count from `origin`.
     offload: Header,
     origin: usize,
@@ -53,7 +55,8 @@ impl<'a> PacketBuf<'a> {
             storage,
             start: headroom,
             end: headroom + len,
-            tail: 0,
+            tail: &[],
+            tail_len: 0,
             offload: Header::default(),
             origin: headroom,
         })
@@ -73,11 +76,18 @@ impl<'a> PacketBuf<'a> {
         self.origin = self.start;
     }
 
-    /// Adds a tail: `len` further bytes that are not in the buffer.
+    /// Adds a tail: further bytes that are not in the buffer, in pieces.
     #[must_use]
-    pub fn with_tail(mut self, len: usize) -> Self {
-        self.tail = len;
+    pub fn with_tail(mut self, tail: &'a [&'a [u8]]) -> Self {
+        self.tail = tail;
+        self.tail_len = tail.iter().map(|piece| piece.len()).sum();
         self
+    }
+
+    /// The pieces of its tail, which may have more bytes than belong to a packet that was truncated.
+    #[inline]
+    pub const fn tail(&self) -> &'a [&'a [u8]] {
+        self.tail
     }
 
     /// What is still to be done to the packet, with offsets from its first byte: nothing, if its
@@ -94,7 +104,7 @@ impl<'a> PacketBuf<'a> {
     /// Whether the packet is neither a superpacket nor has a tail.
     #[inline]
     pub fn is_single(&self) -> bool {
-        self.offload.gso.is_none() && self.tail == 0
+        self.offload.gso.is_none() && self.tail_len == 0
     }
 
     /// Completes the partial checksum of a single packet. The segments of a superpacket get theirs
@@ -113,7 +123,7 @@ impl<'a> PacketBuf<'a> {
     /// Length of the whole packet in bytes, its tail included.
     #[inline]
     pub fn total_len(&self) -> usize {
-        self.len() + self.tail
+        self.len() + self.tail_len
     }
 
     /// Length in bytes of the part of the packet that is in the buffer.
@@ -166,7 +176,7 @@ impl<'a> PacketBuf<'a> {
 
     /// Shortens the packet to at most `len` bytes, counting its tail, which is cut first.
     pub fn truncate(&mut self, len: usize) {
-        self.tail = self.tail.min(len.saturating_sub(self.len()));
+        self.tail_len = self.tail_len.min(len.saturating_sub(self.len()));
         self.end = self.end.min(self.start.saturating_add(len));
     }
 
@@ -186,7 +196,7 @@ impl<'a> PacketBuf<'a> {
         self.start = HEADROOM.min(room - bytes.len());
         self.end = self.start + bytes.len();
         self.storage[self.start..self.end].copy_from_slice(bytes);
-        self.tail = 0;
+        (self.tail, self.tail_len) = (&[], 0);
         self.offload = Header::default();
         Ok(())
     }
@@ -224,7 +234,8 @@ impl OwnedPacket {
             storage: &mut self.bytes,
             start: 0,
             end,
-            tail: 0,
+            tail: &[],
+            tail_len: 0,
             offload: self.offload,
             origin: 0,
         }
@@ -302,7 +313,10 @@ mod tests {
     #[test]
     fn a_tail_counts_but_is_not_here() {
         let mut storage = [0; 100];
-        let mut packet = PacketBuf::new(&mut storage, 10, 50).unwrap().with_tail(30);
+        let pieces = [&[1; 10][..], &[2; 20]];
+        let packet = PacketBuf::new(&mut storage, 10, 50).unwrap();
+        let mut packet = packet.with_tail(&pieces);
+        assert_eq!(packet.tail().concat(), pieces.concat());
         assert!(!packet.is_single());
         assert_eq!((packet.len(), packet.total_len()), (50, 80));
         packet.trim_front(10);

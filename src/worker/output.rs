@@ -185,20 +185,20 @@ impl Io {
     }
 
     /// Sends a packet, with what belongs to it and is elsewhere, where a verdict says.
-    pub(super) fn send(&mut self, verdict: Verdict, packet: &mut PacketBuf<'_>, tail: &[&[u8]]) {
+    pub(super) fn send(&mut self, verdict: Verdict, packet: &mut PacketBuf<'_>) {
         self.busy_poll.note(packet.total_len());
         if matches!(verdict, Verdict::Peer { .. } | Verdict::Uplink { .. }) {
             // It may be of any flow, and does not wait.
             self.acks.forget();
         }
         let sent = match verdict {
-            Verdict::Port(port) => self.send_to_port(port, packet, tail),
+            Verdict::Port(port) => self.send_to_port(port, packet),
             Verdict::Flood { except } => {
-                self.flood(except, packet, tail);
+                self.flood(except, packet);
                 Ok(())
             }
-            Verdict::Uplink { .. } => self.send_to_uplink(packet, tail).map(|_| ()),
-            Verdict::Host => self.send_to_host(packet, tail),
+            Verdict::Uplink { .. } => self.send_to_uplink(packet).map(|_| ()),
+            Verdict::Host => self.send_to_host(packet),
             Verdict::Peer {
                 destination,
                 flow,
@@ -259,7 +259,7 @@ impl Io {
             return;
         }
         if let Ok(packet) = PacketBuf::new(outbox.room(), headroom, len) {
-            self.send(verdict, &mut packet.with_offload(offload), &[]);
+            self.send(verdict, &mut packet.with_offload(offload));
         }
     }
 
@@ -331,8 +331,8 @@ impl Io {
         let Ok(packet) = PacketBuf::new(merged.head, 0, len) else {
             return;
         };
-        let mut packet = packet.with_offload(merged.virtio);
-        match self.send_to_uplink(&mut packet, merged.tail) {
+        let mut packet = packet.with_offload(merged.virtio).with_tail(merged.tail);
+        match self.send_to_uplink(&mut packet) {
             Ok(Sent::InSegments) if is_datagrams => self.uplink_joins_datagrams = false,
             Ok(_) => {}
             Err(reason) => self.tally.lose(reason, packets),
@@ -360,7 +360,7 @@ impl Io {
         Ok(())
     }
 
-    fn flood(&mut self, except: Option<PortId>, packet: &mut PacketBuf<'_>, tail: &[&[u8]]) {
+    fn flood(&mut self, except: Option<PortId>, packet: &mut PacketBuf<'_>) {
         let Self {
             ports,
             flat,
@@ -369,44 +369,31 @@ impl Io {
             ..
         } = self;
         for (&port, tap) in ports.iter().filter(|(port, _)| Some(**port) != except) {
-            match send_frame(tap, packet, tail, flat, warned).map_err(lost_to_port) {
+            match send_frame(tap, packet, flat, warned).map_err(lost_to_port) {
                 Ok(_) => tally.flooded.push((port, packet.total_len())),
                 Err(reason) => tally.lose(reason, 1),
             }
         }
     }
 
-    fn send_to_port(
-        &mut self,
-        port: PortId,
-        packet: &mut PacketBuf<'_>,
-        tail: &[&[u8]],
-    ) -> Result<(), DropReason> {
+    fn send_to_port(&mut self, port: PortId, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
         let tap = self.ports.get(&port).ok_or(DropReason::PortGone)?;
-        send_frame(tap, packet, tail, &mut self.flat, &mut self.warned)
+        send_frame(tap, packet, &mut self.flat, &mut self.warned)
             .map(|_| ())
             .map_err(lost_to_port)
     }
 
-    fn send_to_host(
-        &mut self,
-        packet: &mut PacketBuf<'_>,
-        tail: &[&[u8]],
-    ) -> Result<(), DropReason> {
+    fn send_to_host(&mut self, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
         let host = self.host.as_ref().ok_or(DropReason::PortDown)?;
-        send_frame(host, packet, tail, &mut self.flat, &mut self.warned)
+        send_frame(host, packet, &mut self.flat, &mut self.warned)
             .map(|_| ())
             .map_err(lost_to_port)
     }
 
-    fn send_to_uplink(
-        &mut self,
-        packet: &mut PacketBuf<'_>,
-        tail: &[&[u8]],
-    ) -> Result<Sent, DropReason> {
+    fn send_to_uplink(&mut self, packet: &mut PacketBuf<'_>) -> Result<Sent, DropReason> {
         let uplink = self.underlay.uplink.as_ref();
         let uplink = uplink.ok_or(DropReason::UnderlayFailed)?;
-        send_frame(uplink, packet, tail, &mut self.flat, &mut self.warned).map_err(lost_to_peer)
+        send_frame(uplink, packet, &mut self.flat, &mut self.warned).map_err(lost_to_peer)
     }
 
     fn send_to_peer(&self, destination: SocketAddr, datagram: &[u8]) -> Result<(), DropReason> {
@@ -493,17 +480,16 @@ enum Sent {
 fn send_frame(
     device: &impl FrameDevice,
     packet: &mut PacketBuf<'_>,
-    tail: &[&[u8]],
     flat: &mut Vec<u8>,
     warned: &mut bool,
 ) -> Result<Sent, Errno> {
     if !device.has_offloads() {
         if !packet.is_single() {
-            return send_segments(device, packet, tail, flat);
+            return send_segments(device, packet, flat);
         }
         packet.complete_checksum();
     }
-    let sent = device.send(&packet.offload(), packet.as_slice(), tail);
+    let sent = device.send(&packet.offload(), packet.as_slice(), packet.tail());
     match sent.map_err(|error| errno(&error)) {
         Ok(()) => Ok(Sent::Whole),
         // Kernels around 6.6 take no superpacket whose last segment is shorter.
@@ -511,7 +497,7 @@ fn send_frame(
             if !std::mem::replace(warned, true) {
                 warn!("the kernel refuses GSO packets: they are segmented first");
             }
-            send_segments(device, packet, tail, flat)
+            send_segments(device, packet, flat)
         }
         Err(error) => Err(error),
     }
@@ -521,13 +507,12 @@ fn send_frame(
 fn send_segments<D: FrameDevice>(
     device: &D,
     packet: &PacketBuf<'_>,
-    tail: &[&[u8]],
     flat: &mut Vec<u8>,
 ) -> Result<Sent, Errno> {
     let gso = packet.offload().gso.ok_or(Errno::EINVAL)?;
     flat.clear();
     flat.extend_from_slice(packet.as_slice());
-    for piece in tail {
+    for piece in packet.tail() {
         flat.extend_from_slice(piece);
     }
     let split = Split::new(flat, D::NETWORK, gso, Checksums::Complete);

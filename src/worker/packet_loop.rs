@@ -513,9 +513,9 @@ impl PacketLoop {
             received.datagrams(),
             merging,
             sockets,
-            |verdict, packet, tail| {
+            |verdict, packet| {
                 io.batches.merged += u64::from(!packet.is_single());
-                io.send(verdict, packet, tail);
+                io.send(verdict, packet);
             },
         );
         self.send_own(now);
@@ -539,7 +539,7 @@ impl PacketLoop {
         while let Some(output) = self.path.poll_output(now) {
             match output {
                 Output::Packet(verdict, mut packet) => {
-                    self.io.send(verdict, &mut packet, &[]);
+                    self.io.send(verdict, &mut packet);
                 }
                 Output::Message(to, message) => {
                     let lost = self.mailbox.send(to, message);

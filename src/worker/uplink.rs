@@ -69,16 +69,10 @@ impl PacketLoop {
             true => Merging::On,
             false => Merging::Off,
         };
-        path.from_uplink_batch(
-            now,
-            frames.frames(),
-            merging,
-            sockets,
-            |verdict, packet, tail| {
-                io.batches.merged += u64::from(!packet.is_single());
-                io.send(verdict, packet, tail);
-            },
-        );
+        path.from_uplink_batch(now, frames.frames(), merging, sockets, |verdict, packet| {
+            io.batches.merged += u64::from(!packet.is_single());
+            io.send(verdict, packet);
+        });
         self.send_own(now);
     }
 }

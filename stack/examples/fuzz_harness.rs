@@ -122,7 +122,7 @@ impl Harness {
         let path = &mut self.path;
         let verdict = match source {
             None => path.from_port(self.now, POD, &mut packet, &mut NoHost),
-            Some(source) => path.from_underlay(self.now, source, &mut packet, &[], &mut NoHost),
+            Some(source) => path.from_underlay(self.now, source, &mut packet, &mut NoHost),
         };
         let is_stranger = source.is_some_and(|source| source.to_string() == STRANGER);
         if is_stranger && !matches!(verdict, Verdict::Drop(_)) {

@@ -152,7 +152,7 @@ fn run(number: u8, socket: UdpSocket, peer: SocketAddrV4, is_answered: &AtomicBo
         // What the peer sends. Any error will do for there being nothing.
         if let Ok((len, source)) = ends.socket.recv_from(&mut storage[HEADROOM..]) {
             let mut packet = PacketBuf::new(&mut storage, HEADROOM, len)?;
-            let verdict = path.from_underlay(now(), source, &mut packet, &[], &mut NoHost);
+            let verdict = path.from_underlay(now(), source, &mut packet, &mut NoHost);
             ends.finish(&mut path, now(), Some((verdict, packet)));
         }
         if now() >= path.poll_at() {

@@ -212,20 +212,19 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             self.tell_all(SiblingMessage::Neighbour(Some(port), bytes.to_vec()));
         }
         let verdict = self.node.from_port(now, port, packet);
-        self.leave(now, verdict, packet, &[], host)
+        self.leave(now, verdict, packet, host)
     }
 
-    /// Takes the payload of a tunnel's datagram that came from `source`, of which `tail` is elsewhere.
+    /// Takes the payload of a tunnel's datagram that came from `source`.
     pub fn from_underlay(
         &mut self,
         now: Instant,
         source: SocketAddr,
         packet: &mut PacketBuf<'_>,
-        tail: &[&[u8]],
         host: &mut impl Host,
     ) -> Verdict {
         let sender = self.node.sender(source);
-        self.take_datagram(now, sender, packet, tail, host)
+        self.take_datagram(now, sender, packet, host)
     }
 
     fn take_datagram(
@@ -233,19 +232,17 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         now: Instant,
         sender: Sender,
         packet: &mut PacketBuf<'_>,
-        tail: &[&[u8]],
         host: &mut impl Host,
     ) -> Verdict {
         let verdict = self.node.from_sender(now, sender, packet);
-        self.leave(now, verdict, packet, tail, host)
+        self.leave(now, verdict, packet, host)
     }
 
-    /// Takes an Ethernet frame from the uplink, of which `tail` is elsewhere.
+    /// Takes an Ethernet frame from the uplink.
     pub fn from_uplink(
         &mut self,
         now: Instant,
         packet: &mut PacketBuf<'_>,
-        tail: &[&[u8]],
         host: &mut impl Host,
     ) -> Verdict {
         let bytes = packet.as_slice();
@@ -262,7 +259,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         {
             self.tell_all(SiblingMessage::Neighbour(None, claim));
         }
-        self.leave(now, verdict, packet, tail, host)
+        self.leave(now, verdict, packet, host)
     }
 
     /// Takes an IPv4 packet from the host interface.
@@ -454,19 +451,18 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         now: Instant,
         verdict: Verdict,
         packet: &PacketBuf<'_>,
-        tail: &[&[u8]],
         host: &mut impl Host,
     ) -> Verdict {
         if verdict != Verdict::Egress {
             return verdict;
         }
-        let taken = if tail.is_empty() {
+        let taken = if packet.tail().is_empty() {
             self.egress.from_pod(now, packet, host)
         } else {
             let is_for_group = self.node.awaits_whole();
             self.flat.clear();
             self.flat.extend_from_slice(packet.as_slice());
-            for piece in tail {
+            for piece in packet.tail() {
                 self.flat.extend_from_slice(piece);
             }
             let len = self.flat.len();

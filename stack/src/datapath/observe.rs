@@ -42,6 +42,11 @@ pub trait Observed {
     /// Its bytes; of a packet that was merged from several the head.
     fn bytes(&self) -> &[u8];
 
+    /// What was merged with it, in pieces.
+    fn tail(&self) -> &[&[u8]] {
+        &[]
+    }
+
     /// Its length with all that was merged, in bytes.
     fn total_len(&self) -> usize {
         self.bytes().len()
@@ -56,6 +61,10 @@ pub trait Observed {
 impl Observed for PacketBuf<'_> {
     fn bytes(&self) -> &[u8] {
         self.as_slice()
+    }
+
+    fn tail(&self) -> &[&[u8]] {
+        self.tail()
     }
 
     fn total_len(&self) -> usize {

@@ -56,14 +56,14 @@ pub(super) struct Acks {
 
 impl<O: Observer, F: Filter> Datapath<O, F> {
     /// Takes the payloads of the tunnel's datagrams, in the order they came, with their sources.
-    /// `send` is given each packet with its verdict, and the pieces that belong behind it.
+    /// `send` is given each packet with its verdict.
     pub fn from_underlay_batch<'a>(
         &mut self,
         now: Instant,
         datagrams: impl Iterator<Item = (SocketAddr, &'a mut [u8])>,
         merging: Merging,
         host: &mut impl Host,
-        mut send: impl FnMut(Verdict, &mut PacketBuf<'_>, &[&[u8]]),
+        mut send: impl FnMut(Verdict, &mut PacketBuf<'_>),
     ) {
         let network = self
             .node
@@ -147,7 +147,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         network: usize,
         merged: Merged<'_, '_, Sender>,
         host: &mut impl Host,
-        send: &mut impl FnMut(Verdict, &mut PacketBuf<'_>, &[&[u8]]),
+        send: &mut impl FnMut(Verdict, &mut PacketBuf<'_>),
     ) {
         let Merged {
             key: sender,
@@ -156,9 +156,9 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             tail,
         } = merged;
         let mut handle = |path: &mut Self, packet: PacketBuf<'_>| {
-            let mut packet = packet.with_offload(virtio).with_tail(len_of(tail));
-            let verdict = path.take_datagram(now, sender, &mut packet, tail, host);
-            send(verdict, &mut packet, tail);
+            let mut packet = packet.with_offload(virtio).with_tail(tail);
+            let verdict = path.take_datagram(now, sender, &mut packet, host);
+            send(verdict, &mut packet);
         };
         if network > 0 {
             let len = head.len();
@@ -178,14 +178,14 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     }
 
     /// Takes Ethernet frames from the uplink, in the order they came, each with its virtio-net header.
-    /// `send` is given each packet with its verdict, and the pieces that belong behind it.
+    /// `send` is given each packet with its verdict.
     pub fn from_uplink_batch<'a>(
         &mut self,
         now: Instant,
         frames: impl Iterator<Item = ([u8; virtio::LEN], &'a mut [u8])>,
         merging: Merging,
         host: &mut impl Host,
-        mut send: impl FnMut(Verdict, &mut PacketBuf<'_>, &[&[u8]]),
+        mut send: impl FnMut(Verdict, &mut PacketBuf<'_>),
     ) {
         let mtu = self.node.uplink().map_or(Mtu::ETHERNET, |it| it.mtu);
         let settings = merge::MergeSettings {
@@ -244,22 +244,16 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         now: Instant,
         merged: Merged<'_, '_, LinkHeader>,
         host: &mut impl Host,
-        send: &mut impl FnMut(Verdict, &mut PacketBuf<'_>, &[&[u8]]),
+        send: &mut impl FnMut(Verdict, &mut PacketBuf<'_>),
     ) {
-        let (offload, tail) = (merged.virtio, merged.tail);
         let len = merged.head.len();
         let Ok(packet) = PacketBuf::new(merged.head, 0, len) else {
             return;
         };
-        let mut packet = packet.with_offload(offload).with_tail(len_of(tail));
-        let verdict = self.from_uplink(now, &mut packet, tail, host);
-        send(verdict, &mut packet, tail);
+        let mut packet = packet.with_offload(merged.virtio).with_tail(merged.tail);
+        let verdict = self.from_uplink(now, &mut packet, host);
+        send(verdict, &mut packet);
     }
-}
-
-/// Bytes of all these pieces.
-fn len_of(tail: &[&[u8]]) -> usize {
-    tail.iter().map(|piece| piece.len()).sum()
 }
 
 #[cfg(test)]
@@ -327,16 +321,10 @@ mod tests {
     fn received(path: &mut Datapath, datagrams: &mut [Vec<u8>], merging: Merging) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         let datagrams = datagrams.iter_mut().map(|it| (source(), &mut it[..]));
-        path.from_underlay_batch(
-            NOW,
-            datagrams,
-            merging,
-            &mut NoHost,
-            |verdict, packet, tail| {
-                assert_eq!(verdict, Verdict::Port(POD));
-                sent.push([packet.as_slice(), &tail.concat()].concat());
-            },
-        );
+        path.from_underlay_batch(NOW, datagrams, merging, &mut NoHost, |verdict, packet| {
+            assert_eq!(verdict, Verdict::Port(POD));
+            sent.push([packet.as_slice(), &packet.tail().concat()].concat());
+        });
         sent
     }
 
@@ -390,7 +378,7 @@ mod tests {
             datagrams,
             Merging::Off,
             &mut NoHost,
-            |verdict, packet, _| sent.push((packet.as_slice().last().copied(), verdict)),
+            |verdict, packet| sent.push((packet.as_slice().last().copied(), verdict)),
         );
         let verdict = |number| match sender(number) == stranger {
             true => Verdict::Drop(DropReason::UnknownPeer),
@@ -427,22 +415,16 @@ mod tests {
             let mut frames = [unfinished(b"this"), unfinished(b"that")];
             let frames = frames.iter_mut().map(|it| (header.to_bytes(), &mut it[..]));
             let (mut sizes, mut payload) = (Vec::new(), Vec::new());
-            path.from_uplink_batch(
-                NOW,
-                frames,
-                Merging::On,
-                &mut NoHost,
-                |verdict, packet, tail| {
-                    assert_eq!(verdict, Verdict::Port(POD));
-                    sizes.push(packet.offload().gso.map(|gso| gso.size));
-                    payload.extend_from_slice(&packet.as_slice()[42..]);
-                    payload.extend(tail.concat());
-                },
-            );
+            path.from_uplink_batch(NOW, frames, Merging::On, &mut NoHost, |verdict, packet| {
+                assert_eq!(verdict, Verdict::Port(POD));
+                sizes.push(packet.offload().gso.map(|gso| gso.size));
+                payload.extend_from_slice(&packet.as_slice()[42..]);
+                payload.extend(packet.tail().concat());
+            });
             assert_eq!((sizes, &payload[..]), (expected, &b"thisthat"[..]));
         }
         let odd = once(([0xff; virtio::LEN], &mut [][..]));
-        path.from_uplink_batch(NOW, odd, Merging::On, &mut NoHost, |_, _, _| {
+        path.from_uplink_batch(NOW, odd, Merging::On, &mut NoHost, |_, _| {
             panic!("a header that cannot be read")
         });
     }

@@ -294,7 +294,7 @@ impl Batches {
         let len = self.headers.packet_len();
         let datagrams = self.datagrams.iter_mut();
         let datagrams = datagrams.map(|(source, bytes)| ((*source).into(), &mut bytes[..len]));
-        let send = |verdict, _: &mut PacketBuf<'_>, _: &[&[u8]]| {
+        let send = |verdict, _: &mut PacketBuf<'_>| {
             assert_eq!(black_box(verdict), Verdict::Port(PortId(POD)));
         };
         let path = &mut self.path;

@@ -225,13 +225,31 @@ impl Lab {
     /// Nodes `n1` and `n2` at 10.9.0.1 and 10.9.0.2, of one state directory and with each other for peers.
     /// `configure` is given the number of each with what all such nodes are started with.
     pub fn two_nodes(&self, configure: impl Fn(u8, NodeConfig) -> NodeConfig) -> [Node; 2] {
-        let store = self.store();
-        let [(first, host), (second, other)] = [1, 2].map(|number| {
-            let address = Ipv4Addr::new(10, 9, 0, number);
-            let name = format!("n{number}");
-            let config = NodeConfig::new(&name, address, &store).with("--network", "10.244.0.0/16");
-            (configure(number, config), self.host(&name, address))
-        });
+        self.start_two(|number| {
+            let (name, address) = (format!("n{number}"), Ipv4Addr::new(10, 9, 0, number));
+            let config = NodeConfig::new(&name, address, &self.store());
+            let config = configure(number, config.with("--network", "10.244.0.0/16"));
+            (config, self.host(&name, address))
+        })
+    }
+
+    /// The same with IPv6 besides, at fd09::1 and fd09::2.
+    pub fn two_dual_nodes(&self, configure: impl Fn(u8, NodeConfig) -> NodeConfig) -> [Node; 2] {
+        self.start_two(|number| {
+            let (name, address) = (format!("n{number}"), Ipv4Addr::new(10, 9, 0, number));
+            let host = self.host(&name, address);
+            host.sh(&format!("ip addr add fd09::{number}/64 dev eth0 nodad"));
+            let config = NodeConfig::new(&name, address, &self.store());
+            let config = config
+                .with("--network", "10.244.0.0/16")
+                .with("--ipv6-network", "fd44::/48")
+                .with("--public-ipv6", format_args!("fd09::{number}"));
+            (configure(number, config), host)
+        })
+    }
+
+    fn start_two(&self, prepare: impl FnMut(u8) -> (NodeConfig, Host)) -> [Node; 2] {
+        let [(first, host), (second, other)] = [1, 2].map(prepare);
         let first = first.start(&host);
         let second = second.start_sharing(&other, &first);
         let nodes = [first, second];

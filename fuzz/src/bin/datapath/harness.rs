@@ -393,7 +393,7 @@ impl Harness {
         let mut packet = packet.expect("there is room");
         let source = SocketAddr::new(underlay(*peer as u8).into(), 8472);
         let Worker { path, sockets, .. } = &mut self.workers[at];
-        let verdict = path.from_underlay(now, source, &mut packet, &[], sockets);
+        let verdict = path.from_underlay(now, source, &mut packet, sockets);
         assert_eq!(verdict, Verdict::Host);
         let (_, destination) = ends_of(packet.as_slice());
         assert_eq!(destination, *end, "an answer goes astray");
@@ -470,10 +470,10 @@ impl Harness {
                 .map(|(source, bytes)| (*source, &mut bytes[..])),
             merging,
             sockets,
-            |verdict, packet, tail| match verdict {
+            |verdict, packet| match verdict {
                 Verdict::Port(port) => {
                     assert_eq!(port, PortId(index as u32), "it is that pod's");
-                    came.extend(stream(packet, tail));
+                    came.extend(stream(packet));
                 }
                 Verdict::Drop(_) => {}
                 other => panic!("it goes astray: {other:?}"),
@@ -721,7 +721,8 @@ fn payload(packet: &[u8]) -> Option<u32> {
 }
 
 /// What the pieces of a packet carry: numbers, one behind the other.
-fn stream(packet: &PacketBuf<'_>, tail: &[&[u8]]) -> Vec<u32> {
+fn stream(packet: &PacketBuf<'_>) -> Vec<u32> {
+    let tail = packet.tail();
     let offload = packet.offload().check(packet.len());
     offload.expect("a valid header");
     let segment = packet.offload().gso.map(|gso| usize::from(gso.size));

@@ -421,8 +421,10 @@ impl Harness {
             self.storage.resize(room, 0);
         }
         self.storage[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
-        let packet = PacketBuf::new(&mut self.storage, HEADROOM, bytes.len() - tail);
-        let mut packet = packet.expect("it fits").with_tail(tail);
+        let head = bytes.len() - tail;
+        let packet = PacketBuf::new(&mut self.storage, HEADROOM, head);
+        let tail = [&bytes[head..]];
+        let mut packet = packet.expect("it fits").with_tail(&tail);
         if header != Header::default() {
             packet = packet.with_offload(header);
         }

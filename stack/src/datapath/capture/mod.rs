@@ -228,13 +228,12 @@ impl Batch {
     }
 
     /// Adds a packet, without any allocation; false if there is no room for it.
-    fn push(&mut self, record: Record, bytes: &[u8]) -> bool {
-        let bytes = bytes.get(..record.captured).unwrap_or_default();
+    fn push(&mut self, record: Record, packet: &Seen<'_>) -> bool {
         let has_room = self.records.len() < self.records.capacity()
-            && self.bytes.capacity() - self.bytes.len() >= bytes.len();
+            && self.bytes.capacity() - self.bytes.len() >= record.captured;
         if has_room {
             self.records.push(record);
-            self.bytes.extend_from_slice(bytes);
+            packet.copy(record.captured, &mut self.bytes);
         }
         has_room
     }
@@ -333,6 +332,8 @@ impl Captures {
 /// A packet that may be captured.
 struct Seen<'a> {
     bytes: &'a [u8],
+    /// What was merged with it.
+    tail: &'a [&'a [u8]],
     len: usize,
     offload: Header,
 }
@@ -341,8 +342,25 @@ impl<'a> Seen<'a> {
     fn new(packet: &'a (impl Observed + ?Sized)) -> Self {
         Self {
             bytes: packet.bytes(),
+            tail: packet.tail(),
             len: packet.total_len(),
             offload: packet.offload(),
+        }
+    }
+
+    /// How many bytes of it there are.
+    fn there(&self) -> usize {
+        let tail = self.tail.iter().map(|piece| piece.len());
+        self.len.min(self.bytes.len() + tail.sum::<usize>())
+    }
+
+    /// Copies its first bytes, `len` of them if there are as many.
+    fn copy(&self, len: usize, to: &mut Vec<u8>) {
+        let mut left = len.min(self.there());
+        for piece in std::iter::once(&self.bytes).chain(self.tail) {
+            let piece = &piece[..piece.len().min(left)];
+            to.extend_from_slice(piece);
+            left -= piece.len();
         }
     }
 }
@@ -363,9 +381,9 @@ impl Capture {
             len: packet.len,
             offload: packet.offload,
             lost: self.lost,
-            captured: packet.bytes.len().min(self.wanted.snap_len),
+            captured: packet.there().min(self.wanted.snap_len),
         };
-        match self.batch.push(record, packet.bytes) {
+        match self.batch.push(record, packet) {
             true => self.lost = 0,
             false => self.lost += 1,
         }
@@ -465,9 +483,8 @@ impl Captures {
         if source == Source::Node {
             return;
         }
-        let most = self.bytes.capacity().min(packet.bytes.len());
         self.bytes.clear();
-        self.bytes.extend_from_slice(&packet.bytes[..most]);
+        packet.copy(self.bytes.capacity(), &mut self.bytes);
         self.inside = Some((source, packet.len, packet.offload));
     }
 
@@ -480,6 +497,7 @@ impl Captures {
                 let bytes = std::mem::take(&mut self.bytes);
                 let came = Seen {
                     bytes: &bytes,
+                    tail: &[],
                     len,
                     offload,
                 };

@@ -49,7 +49,7 @@ impl Segmenter {
             (Hook::FromTunnel, Some(Format::Ipip)) => l3,
             _ => 0,
         };
-        // What was merged has its first segment here and the others elsewhere.
+        // As if all were there, for the lengths of segments.
         let gso = record.offload.gso;
         whole.resize(if gso.is_some() { len } else { bytes.len() }, 0);
         let split = gso.zip(whole.get(outer..)).and_then(|(gso, packet)| {

@@ -1,6 +1,7 @@
 //! What is captured, and what filters mean.
 
 use etherparse::PacketBuilder;
+use muslin_encap::buffer::PacketBuf;
 use proptest::prelude::*;
 
 use super::*;
@@ -171,6 +172,38 @@ fn what_the_node_makes_meanwhile_is_no_part_of_the_packet() {
     captures.leaves(port, lost, &[7; 80][..]);
     let own = (Hook::ToPod, Verdict::Port(PortId(1)), 20, 20);
     assert_eq!(seen(&mut captures), [own, (Hook::FromPod, lost, 100, 64)]);
+}
+
+#[test]
+fn what_was_merged_is_captured_whole() {
+    let pieces: [&[u8]; 2] = [&[2; 30], &[3; 20]];
+    let (port, peer) = (
+        Verdict::Port(PortId(1)),
+        Source::Underlay("10.9.0.2:8472".parse().unwrap()),
+    );
+    for (snap_len, expected) in [
+        (1000, [vec![1; 40], vec![2; 30], vec![3; 20]].concat()),
+        (64, [vec![1; 40], vec![2; 24]].concat()),
+        (16, vec![1; 16]),
+    ] {
+        let mut captures = Captures::default();
+        let wanted = Wanted {
+            snap_len,
+            ..wanted(&[Hook::FromTunnel, Hook::ToPod])
+        };
+        captures.begin(1, wanted, Batch::with_capacity(10, 1000));
+        let mut head = [1; 40];
+        let packet = PacketBuf::new(&mut head, 0, 40).unwrap();
+        let mut packet = packet.with_tail(&pieces);
+        captures.enters(peer, &packet);
+        // What is after the packet in its last piece is padding.
+        packet.truncate(85);
+        captures.leaves(peer, port, &packet);
+        let batch = captures.take(1, Batch::default()).unwrap();
+        let seen: Vec<_> = batch.iter().map(|(it, bytes)| (it.len, bytes)).collect();
+        let shorter = &expected[..expected.len().min(85)];
+        assert_eq!(seen, [(90, &expected[..]), (85, shorter)]);
+    }
 }
 
 #[test]

@@ -504,8 +504,8 @@ fn take(
 ) -> Verdict {
     match entrance {
         Entrance::Port(port) => path.from_port(now, port, packet, sockets),
-        Entrance::Underlay(source) => path.from_underlay(now, source, packet, &[], sockets),
-        Entrance::Uplink => path.from_uplink(now, packet, &[], sockets),
+        Entrance::Underlay(source) => path.from_underlay(now, source, packet, sockets),
+        Entrance::Uplink => path.from_uplink(now, packet, sockets),
         Entrance::Host => path.from_host(now, packet),
         Entrance::Egress => path.node_mut().from_egress(now, packet),
     }

@@ -218,17 +218,19 @@ fn what_must_wait_for_a_neighbour_waits_in_segments() {
     assert_adds_up(&node);
 }
 
-/// A datagram from node 2 whose segments were merged, as a head of one segment and the length of
-/// the rest, with the device's header.
-fn merged(to: Ipv4Addr) -> (Vec<u8>, usize, Header) {
+/// Two further segments of [`merged`].
+const TAIL: [&[u8]; 2] = [&[5; 1000], &[5; 1000]];
+
+/// A datagram from node 2 whose segments were merged, as a head of one segment and the rest,
+/// with the device's header.
+fn merged(to: Ipv4Addr) -> (Vec<u8>, [&'static [u8]; 2], Header) {
     let mut packet = Vec::new();
     PacketBuilder::ipv4(pod(2, 2).octets(), to.octets(), 64)
         .udp(1, 2)
         .write(&mut packet, &[5; PAYLOAD])
         .unwrap();
     let mut storage = peer_frame(&packet);
-    let tail = 2000;
-    storage.truncate(storage.len() - tail);
+    storage.truncate(storage.len() - TAIL.concat().len());
     let header = Header {
         gso: Some(Gso {
             kind: GsoKind::Udp,
@@ -241,7 +243,7 @@ fn merged(to: Ipv4Addr) -> (Vec<u8>, usize, Header) {
         },
         hdr_len: 50,
     };
-    (storage, tail, header)
+    (storage, TAIL, header)
 }
 
 #[test]
@@ -252,13 +254,13 @@ fn a_merged_packet_is_delivered_by_its_head() {
     let mut merged = PacketBuf::new(&mut storage, 0, head)
         .unwrap()
         .with_offload(header)
-        .with_tail(tail);
+        .with_tail(&tail);
     let verdict = node.from_underlay(NOW, underlay(2).into(), &mut merged);
     assert_eq!(verdict, Verdict::Port(POD_PORT));
     assert_eq!(merged.offload(), header.moved(22, 14).unwrap());
     assert_eq!(
         (merged.len(), merged.total_len()),
-        (head - 8, head - 8 + tail)
+        (head - 8, head - 8 + 2000)
     );
     assert_adds_up(&node);
 }
@@ -272,7 +274,7 @@ fn a_merged_packet_does_not_wait_for_a_neighbour() {
     let mut merged = PacketBuf::new(&mut storage, 0, head)
         .unwrap()
         .with_offload(header)
-        .with_tail(tail);
+        .with_tail(&tail);
     let verdict = node.from_underlay(NOW, underlay(2).into(), &mut merged);
     assert_eq!(verdict, Verdict::Drop(DropReason::SuperpacketRefused));
     assert_adds_up(&node);
