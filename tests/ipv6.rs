@@ -76,7 +76,7 @@ fn another_configuration_of_the_network_makes_no_other_subnet_of_ipv4() {
     assert!(subnets.contains(','), "{subnets}");
     // A pod is in the data path of IPv4, as with any lease.
     let gateways = node.status("gateway");
-    let gateway = gateways.split(',').next().unwrap().parse().unwrap();
+    let gateway: Ipv4Addr = gateways.split(',').next().unwrap().parse().unwrap();
     let mut pod = node.pod("p");
     traffic::ping(&mut pod, gateway);
     drop(pod);
