@@ -1,18 +1,28 @@
 # Files of a directory by HTTP: GET and PUT, one request per connection.
 use strict;
 use warnings;
-use Socket;
+use Socket qw(:DEFAULT :addrinfo IPPROTO_IPV6 IPV6_V6ONLY PF_INET6 IN6ADDR_ANY pack_sockaddr_in6);
 my ($port, $directory) = @ARGV;
-socket(my $listener, PF_INET, SOCK_STREAM, 0) or die "socket: $!";
+# Both versions of IP, where the kernel has IPv6.
+my $address = pack_sockaddr_in6($port, IN6ADDR_ANY);
+my $listener;
+if (socket($listener, PF_INET6, SOCK_STREAM, 0)) {
+    setsockopt($listener, IPPROTO_IPV6, IPV6_V6ONLY, 0) or die "setsockopt: $!";
+} else {
+    socket($listener, PF_INET, SOCK_STREAM, 0) or die "socket: $!";
+    $address = pack_sockaddr_in($port, INADDR_ANY);
+}
 setsockopt($listener, SOL_SOCKET, SO_REUSEADDR, 1) or die "setsockopt: $!";
-bind($listener, pack_sockaddr_in($port, INADDR_ANY)) or die "bind: $!";
+bind($listener, $address) or die "bind: $!";
 listen($listener, 64) or die "listen: $!";
 $SIG{CHLD} = "IGNORE";
 $| = 1;
 print "READY\n";
 while (my $from = accept(my $client, $listener)) {
     # Who asks, as it is seen here.
-    print "FROM " . inet_ntoa((unpack_sockaddr_in($from))[1]) . "\n";
+    my (undef, $host) = getnameinfo($from, NI_NUMERICHOST | NI_NUMERICSERV);
+    $host =~ s/^::ffff://;
+    print "FROM $host\n";
     next if fork;
     binmode $client;
     my ($method, $path) = <$client> =~ m{^(\S+) /([^?\s]*)};

@@ -9,16 +9,20 @@ mod mappings;
 mod programs;
 mod workers;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::process::Stdio;
 
 use muslin::agent::{Agent, Ping};
 use muslin_lab::etcd::Etcd;
 use muslin_lab::script::Script;
+use muslin_lab::skip::skip;
 use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+/// The same of IPv6, where there is one.
+const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1);
+const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 2);
 /// On the underlay, where nobody has it.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 99);
 /// Outside the underlay, whither the node's host has no route.
@@ -38,9 +42,15 @@ struct Bed {
 
 impl Bed {
     fn new(flags: &[(&str, &str)]) -> Option<Self> {
+        Self::prepared(flags, |_| ())
+    }
+
+    /// With hosts that were prepared before anything ran on them.
+    fn prepared(flags: &[(&str, &str)], prepare: impl FnOnce([&Host; 2])) -> Option<Self> {
         let lab = Lab::new()?;
         let store = lab.store();
         let (node_host, server_host) = (lab.host("node", NODE), lab.host("server", SERVER));
+        prepare([&node_host, &server_host]);
         let mut config = NodeConfig::new("n1", NODE, &store);
         for (flag, value) in flags {
             config = config.with(flag, value);
@@ -55,6 +65,21 @@ impl Bed {
             server_host,
             node_host,
             _lab: lab,
+        })
+    }
+
+    /// The same with IPv6 beside IPv4; nothing where the kernel has none.
+    fn with_ipv6() -> Option<Self> {
+        if !std::path::Path::new("/proc/net/if_inet6").exists() {
+            skip("the kernel has no IPv6");
+            return None;
+        }
+        let node = NODE_V6.to_string();
+        let flags = [("--public-ipv6", &*node), ("--ipv6-network", "fd44::/48")];
+        Self::prepared(&flags, |hosts| {
+            for (host, address) in hosts.into_iter().zip([NODE_V6, SERVER_V6]) {
+                host.sh(&format!("ip addr add {address}/64 dev eth0 nodad"));
+            }
         })
     }
 

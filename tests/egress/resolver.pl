@@ -2,7 +2,7 @@
 # with "big" that the answer does not fit.
 use strict;
 use warnings;
-use Socket;
+use Socket qw(:DEFAULT IPPROTO_IPV6 IPV6_V6ONLY PF_INET6 IN6ADDR_ANY pack_sockaddr_in6);
 my ($port) = @ARGV;
 sub answer {
     my ($query, $truncated) = @_;
@@ -13,11 +13,22 @@ sub answer {
     my $record = pack("n3Nn", 0xc00c, 1, 1, 60, 4) . inet_aton("192.0.2.77");
     return $header . $question . ($truncated ? "" : $record);
 }
-socket(my $datagrams, PF_INET, SOCK_DGRAM, 0) or die "socket: $!";
-bind($datagrams, pack_sockaddr_in($port, INADDR_ANY)) or die "bind: $!";
-socket(my $listener, PF_INET, SOCK_STREAM, 0) or die "socket: $!";
-setsockopt($listener, SOL_SOCKET, SO_REUSEADDR, 1) or die "setsockopt: $!";
-bind($listener, pack_sockaddr_in($port, INADDR_ANY)) or die "bind: $!";
+# Both versions of IP, where the kernel has IPv6.
+sub bound {
+    my ($kind) = @_;
+    my $address = pack_sockaddr_in6($port, IN6ADDR_ANY);
+    my $socket;
+    if (socket($socket, PF_INET6, $kind, 0)) {
+        setsockopt($socket, IPPROTO_IPV6, IPV6_V6ONLY, 0) or die "setsockopt: $!";
+    } else {
+        socket($socket, PF_INET, $kind, 0) or die "socket: $!";
+        $address = pack_sockaddr_in($port, INADDR_ANY);
+    }
+    setsockopt($socket, SOL_SOCKET, SO_REUSEADDR, 1) or die "setsockopt: $!";
+    bind($socket, $address) or die "bind: $!";
+    return $socket;
+}
+my ($datagrams, $listener) = (bound(SOCK_DGRAM), bound(SOCK_STREAM));
 listen($listener, 64) or die "listen: $!";
 $| = 1;
 print "READY\n";
