@@ -2,7 +2,8 @@
 //! etherparse is of the same opinion about what is valid and where its fields are.
 #![cfg_attr(fuzzing, no_main)]
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{
     ArpHardwareId, ArpPacketSlice, EtherType, Ethernet2Slice, Ipv4HeaderSlice,
@@ -23,8 +24,14 @@ use muslin_fuzz::Seed;
 use muslin_stack::datapath::frame;
 use muslin_stack::datapath::hash;
 use muslin_stack::datapath::icmp::{self, IcmpError};
+use muslin_stack::datapath::multicast::{
+    Leaving, MEMBERSHIP_INTERVAL, Memberships, Report, igmp, mld,
+};
 use muslin_stack::datapath::ndp::{self, Held, Message};
+use muslin_stack::datapath::port::PortId;
+use muslin_stack::drops::DropReason;
 use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, Icmpv6Packet, Icmpv6Repr,
     IpProtocol, IpVersion, Ipv6Packet, NdiscNeighborFlags, NdiscRepr,
@@ -51,6 +58,9 @@ muslin_fuzz::target! {
         // Options of neighbour discovery.
         &[1, 1, 2, 0, 0, 0, 0, 7],
         &[2, 1, 2, 0, 0, 0, 0, 7],
+        // Records of groups: their number, one without and one with a source.
+        &[0, 0, 0, 1, 4, 0, 0, 0, 239, 1, 2, 3],
+        &[0, 0, 0, 2, 3, 0, 0, 1, 239, 1, 2, 3],
         // ARP over Ethernet, and virtio-net headers of superpackets.
         &[0, 1, 8, 0, 6, 4, 0, 1],
         &[1, 1, 0, 0],
@@ -75,6 +85,9 @@ const IPV4: u8 = 5;
 const IPV6: u8 = 6;
 const NDP: u8 = 7;
 const CODECS: u8 = 8;
+/// The same of messages on a link: not of its neighbours, but of its groups.
+const GROUPS_V4: u8 = 1;
+const GROUPS_V6: u8 = 2;
 
 /// Where the IP header of a packet may be.
 const L3: [usize; 4] = [0, 14, 18, 22];
@@ -111,7 +124,11 @@ fn run(data: &[u8]) {
                 report_v6(packet, mtu);
             }
         }
-        NDP => neighbour(*first, *second, bytes),
+        NDP => match choice / CODECS % 4 {
+            GROUPS_V4 => groups(false, *first, *second, bytes),
+            GROUPS_V6 => groups(true, *first, *second, bytes),
+            _ => neighbour(*first, *second, bytes),
+        },
         _ => {
             if let Some(total) = ipv4(bytes) {
                 let packet = &bytes[..total];
@@ -884,6 +901,139 @@ fn options_of(options: &[u8], wanted: u8) -> Option<Option<EthernetAddress>> {
     Some(found)
 }
 
+/// A message about groups of this kind and shape: who joins and leaves by it is said by a model of the
+/// records of RFC 3376 and RFC 3810, and whoever joins is a member.
+fn groups(is_v6: bool, kind: u8, shape: u8, rest: &[u8]) {
+    let kinds: &[u8] = if is_v6 {
+        &[130, 131, 132, 143]
+    } else {
+        &[0x11, 0x12, 0x16, 0x17, 0x22, 0x13]
+    };
+    let kind = kinds[usize::from(kind) % kinds.len()];
+    let message = [&[kind, 0, 0, 0], rest].concat();
+    let packet = if is_v6 {
+        listener(&message, shape)
+    } else {
+        member(&message, shape)
+    };
+    let mut read = Vec::new();
+    let mut each = |it: Report| read.push((it.group, it.joins));
+    let result = if is_v6 {
+        match mld::find(&packet) {
+            Ok(Some(offset)) => mld::read(&packet, offset, &mut each),
+            other => panic!("{other:?}: it is one"),
+        }
+    } else {
+        igmp::read(&packet, &mut each)
+    };
+    let is_right = shape & 4 == 0 && (is_v6 || shape & 3 == 0);
+    let expected = modelled(&message, if is_v6 { 16 } else { 4 }).filter(|_| is_right);
+    match (kind, expected) {
+        (0x11 | 130, _) => assert_eq!(result, Err(DropReason::ForeignQuerier)),
+        (_, None) => assert!(result.is_err() && read.is_empty(), "{message:x?}"),
+        (_, Some(expected)) => {
+            assert_eq!((result, &read), (Ok(()), &expected), "{message:x?}");
+            hear(&read);
+        }
+    }
+}
+
+/// Has a table take what was read.
+fn hear(read: &[(IpAddr, bool)]) {
+    let (mut table, now, port) = (Memberships::default(), Instant::ZERO, PortId(1));
+    let mut model = BTreeSet::new();
+    for (group, joins) in read {
+        if !joins {
+            table.leave(now, port, *group, Leaving::AtOnce);
+            model.remove(group);
+        } else if table.join(now, port, *group).is_ok() {
+            model.insert(*group);
+        } else {
+            assert!(model.len() >= 128 && !model.contains(group));
+        }
+    }
+    assert_eq!(table.iter(now).count(), model.len());
+    assert!(model.iter().all(|it| table.members(now, *it).eq([port])));
+    table.expire(now + MEMBERSHIP_INTERVAL);
+    assert!(table.iter(now).next().is_none() && table.poll_at().is_none());
+}
+
+/// A packet with IGMP: of another link, in pieces or damaged, as the shape says.
+fn member(message: &[u8], shape: u8) -> Vec<u8> {
+    let mut message = message.to_vec();
+    if let Some(field) = message.get_mut(2..4) {
+        field.fill(0);
+    }
+    let sum = checksum::compute(&message).wrapping_add(u16::from(shape & 4));
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let options: &[u8] = if shape & 8 != 0 {
+        &[0x94, 4, 0, 0]
+    } else {
+        &[]
+    };
+    let fragment = [if shape & 2 != 0 { 0x20 } else { 0 }, 0];
+    let mut packet = packet_v4(options, fragment, 2, &message);
+    packet[8] = if shape & 1 != 0 { 2 } else { 1 };
+    packet
+}
+
+/// A packet with MLD, behind other headers or damaged, as the shape says. Of which link it is, the guard
+/// has to say.
+fn listener(message: &[u8], shape: u8) -> Vec<u8> {
+    let options: &[u8] = if shape & 8 != 0 {
+        &[58, 0, 5, 2, 0, 0, 1, 0]
+    } else {
+        &[]
+    };
+    let next = if options.is_empty() { 58 } else { 0 };
+    let mut packet = packet_v6(next, &[options, message].concat());
+    v6::set_payload_len(&mut packet, (options.len() + message.len()) as u16);
+    v6::fill_icmp_checksum(&mut packet, 40 + options.len());
+    packet[40 + options.len() + 3] ^= shape & 4;
+    packet
+}
+
+/// What a report says; `None` if it is not whole, or none.
+fn modelled(message: &[u8], size: usize) -> Option<Vec<(IpAddr, bool)>> {
+    let group = |at: usize| -> Option<IpAddr> {
+        let bytes = message.get(at..at + size)?;
+        Some(match size {
+            4 => <[u8; 4]>::try_from(bytes).ok()?.into(),
+            _ => <[u8; 16]>::try_from(bytes).ok()?.into(),
+        })
+    };
+    let number =
+        |at: usize| Some(usize::from(*message.get(at)?) << 8 | usize::from(*message.get(at + 1)?));
+    let mut all = Vec::new();
+    message.get(7)?;
+    match message[0] {
+        0x12 | 0x16 => all.push((group(4)?, true)),
+        0x17 => all.push((group(4)?, false)),
+        131 => all.push((group(8)?, true)),
+        132 => all.push((group(8)?, false)),
+        0x22 | 143 => {
+            let mut at = 8;
+            for _ in 0..number(6)? {
+                let sources = number(at + 2)?;
+                let end = at + 4 + size + sources * size + usize::from(message[at + 1]) * 4;
+                if end > message.len() {
+                    return None;
+                }
+                // "Include nobody" is to leave; blocking some is neither.
+                match (message[at], sources) {
+                    (2 | 4, _) | (1 | 3 | 5, 1..) => all.push((group(at + 4)?, true)),
+                    (1 | 3, 0) => all.push((group(at + 4)?, false)),
+                    _ => {}
+                }
+                at = end;
+            }
+        }
+        _ => return None,
+    }
+    all.retain(|(group, _)| group.is_multicast());
+    Some(all)
+}
+
 fn seeds() -> Vec<Seed> {
     let with = |choice: u8, number: [u8; 2], bytes: &[u8]| [&[choice], &number[..], bytes].concat();
     let small = |choice, bytes: &[u8]| with(choice, [0, 40], bytes);
@@ -1141,6 +1291,112 @@ fn seeds() -> Vec<Seed> {
             with(NDP, [1, 2], &[0, 0, 0, 0, 1, 1, 2, 0, 0, 0, 0, 7]),
         ),
         ("ndp-router", with(NDP, [2, 2], &[0; 12])),
+        (
+            "groups-v2",
+            with(NDP + GROUPS_V4 * CODECS, [2, 8], &[239, 1, 2, 3]),
+        ),
+        (
+            "groups-v2-leaves",
+            with(NDP + GROUPS_V4 * CODECS, [3, 0], &[239, 1, 2, 3]),
+        ),
+        (
+            "groups-v3",
+            with(
+                NDP + GROUPS_V4 * CODECS,
+                [4, 8],
+                &[
+                    &[0, 0, 0, 2, 4, 0, 0, 0, 239, 1, 2, 3][..],
+                    &[3, 0, 0, 1, 239, 1, 2, 4, 1, 2, 3, 4],
+                ]
+                .concat(),
+            ),
+        ),
+        (
+            "groups-v3-leaves",
+            with(
+                NDP + GROUPS_V4 * CODECS,
+                [4, 0],
+                &[
+                    &[
+                        0, 0, 0, 3, 4, 0, 0, 0, 239, 1, 2, 3, 6, 0, 0, 0, 239, 1, 2, 3,
+                    ][..],
+                    &[3, 0, 0, 0, 239, 1, 2, 3],
+                ]
+                .concat(),
+            ),
+        ),
+        (
+            "groups-v3-blocks",
+            with(
+                NDP + GROUPS_V4 * CODECS,
+                [4, 0],
+                &[0, 0, 0, 1, 6, 0, 0, 1, 239, 1, 2, 3, 192, 0, 2, 1],
+            ),
+        ),
+        (
+            "groups-v3-cut",
+            with(
+                NDP + GROUPS_V4 * CODECS,
+                [4, 0],
+                &[0, 0, 0, 1, 4, 1, 0, 0, 239, 1, 2, 3],
+            ),
+        ),
+        (
+            "groups-v3-none",
+            with(
+                NDP + GROUPS_V4 * CODECS,
+                [4, 0],
+                &[0, 0, 0, 1, 4, 0, 0, 0, 10, 1, 2, 3],
+            ),
+        ),
+        (
+            "groups-elsewhere",
+            with(NDP + GROUPS_V4 * CODECS, [2, 1], &[239, 1, 2, 3]),
+        ),
+        (
+            "groups-piece",
+            with(NDP + GROUPS_V4 * CODECS, [2, 2], &[239, 1, 2, 3]),
+        ),
+        (
+            "groups-damaged",
+            with(NDP + GROUPS_V4 * CODECS, [2, 4], &[239, 1, 2, 3]),
+        ),
+        (
+            "groups-query",
+            with(NDP + GROUPS_V4 * CODECS, [0, 0], &[0; 4]),
+        ),
+        (
+            "listeners-v1",
+            with(
+                NDP + GROUPS_V6 * CODECS,
+                [1, 8],
+                &[
+                    &[0; 4][..],
+                    &[0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3],
+                ]
+                .concat(),
+            ),
+        ),
+        (
+            "listeners-v2",
+            with(
+                NDP + GROUPS_V6 * CODECS,
+                [3, 8],
+                &[
+                    &[0, 0, 0, 1, 4, 0, 0, 0][..],
+                    &[0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3],
+                ]
+                .concat(),
+            ),
+        ),
+        (
+            "listeners-damaged",
+            with(
+                NDP + GROUPS_V6 * CODECS,
+                [1, 4],
+                &[&[0; 4][..], &[0xff; 16]].concat(),
+            ),
+        ),
         (
             "ipv4-last-fragment",
             small(IPV4, &packet_v4(&[], [0x1f, 0xff], 17, &[9; 300])),
