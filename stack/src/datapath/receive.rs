@@ -259,6 +259,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
 #[cfg(test)]
 mod tests {
     use std::iter::once;
+    use std::sync::Arc;
 
     use etherparse::PacketBuilder;
     use muslin_encap::ip::transport::Transport;
@@ -267,12 +268,14 @@ mod tests {
 
     use super::*;
     use crate::addresses::Nets;
-    use crate::datapath::egress::{Egress, EgressConfig, NoHost, Policy};
+    use crate::datapath::egress::{Egress, EgressConfig, NoHost, Owners, Policy};
+    use crate::datapath::multicast::igmp;
     use crate::datapath::node::{Node, NodeConfig};
     use crate::datapath::peer::{Peer, PeerId};
     use crate::datapath::port::{Attachment, PortId};
     use crate::datapath::tunnel::Tunnel;
     use crate::datapath::uplink::Uplink;
+    use crate::datapath::{Output, Siblings};
     use crate::drops::DropReason;
 
     const NOW: Instant = Instant::ZERO;
@@ -427,5 +430,80 @@ mod tests {
         path.from_uplink_batch(NOW, odd, Merging::On, &mut NoHost, |_, _| {
             panic!("a header that cannot be read")
         });
+    }
+
+    /// Datagrams for a group merge as others do, and reach each member as one packet.
+    #[test]
+    fn datagrams_for_a_group_merge() {
+        const OTHER: PortId = PortId(2);
+        let mut path = path(Tunnel::Udp);
+        let node = path.node_mut();
+        let other = EthernetAddress([2, 0, 0, 0, 1, 3]);
+        node.attach(OTHER, Attachment::new(other, vec![[10, 244, 1, 3].into()]));
+        let subnet = "10.244.2.0/24".parse().unwrap();
+        node.set_peer(Peer::new(PeerId(2), subnet, source()).with_multicast(true));
+        node.set_multicast(NOW, Some(true));
+        for (port, host, mac) in [(POD, 2, POD_MAC), (OTHER, 3, other)] {
+            let report = igmp::tests::report(&[(4, [239, 1, 2, 3], 0)]);
+            let to = [224, 0, 0, 22].into();
+            let report = igmp::tests::packet([10, 244, 1, host].into(), to, &report);
+            let mut frame = [&[1, 0, 0x5e, 0, 0, 22][..], &mac.0, &[8, 0], &report].concat();
+            let len = frame.len();
+            let mut packet = PacketBuf::new(&mut frame, 0, len).unwrap();
+            let verdict = path.from_port(NOW, port, &mut packet, &mut NoHost);
+            assert_eq!(verdict, Verdict::Consumed);
+        }
+        // There are no other workers to be told.
+        assert!(path.poll_output(NOW).is_none());
+
+        let datagram = |payload: &[u8]| {
+            let mut packet = Vec::new();
+            let to_group = PacketBuilder::ipv4([10, 244, 2, 2], [239, 1, 2, 3], 1);
+            to_group.udp(5, 6).write(&mut packet, payload).unwrap();
+            packet
+        };
+        let mut datagrams = [datagram(b"this"), datagram(b"that"), datagram(b"end")];
+        let datagrams = datagrams.iter_mut().map(|it| (source(), &mut it[..]));
+        let mut verdicts = Vec::new();
+        path.from_underlay_batch(NOW, datagrams, Merging::On, &mut NoHost, |verdict, _, _| {
+            verdicts.push(verdict);
+        });
+        assert_eq!(verdicts, [Verdict::Consumed]);
+        let mut ports = Vec::new();
+        while let Some(output) = path.poll_output(NOW) {
+            let Output::Packet(Verdict::Port(port), packet) = output else {
+                panic!("{output:?}")
+            };
+            assert_eq!(packet.offload().gso.map(|gso| gso.size), Some(4));
+            assert_eq!(packet.as_slice()[42..], *b"thisthatend");
+            ports.push(port);
+        }
+        assert_eq!(ports, [POD, OTHER]);
+        let counters = path.node().counters();
+        assert_eq!(counters.came(), counters.went());
+    }
+
+    /// Each worker of a node knows who is in which group, whichever has heard it.
+    #[test]
+    fn siblings_hear_of_reports() {
+        let mut paths = [path(Tunnel::Udp), path(Tunnel::Udp)];
+        let owners = Arc::new(Owners::new(7));
+        for (worker, path) in (0..).zip(&mut paths) {
+            path.share(owners.clone(), worker);
+            path.node_mut().set_multicast(NOW, Some(worker == 0));
+        }
+        let report = igmp::tests::report(&[(4, [239, 1, 2, 3], 0)]);
+        let report = igmp::tests::packet([10, 244, 1, 2].into(), [224, 0, 0, 22].into(), &report);
+        let mut frame = [&[1, 0, 0x5e, 0, 0, 22][..], &POD_MAC.0, &[8, 0], &report].concat();
+        let len = frame.len();
+        let mut packet = PacketBuf::new(&mut frame, 0, len).unwrap();
+        let [one, two] = &mut paths;
+        one.from_port(NOW, POD, &mut packet, &mut NoHost);
+        let Some(Output::Message(Siblings::All, message)) = one.poll_output(NOW) else {
+            panic!("they are told")
+        };
+        two.from_sibling(NOW, message, &mut NoHost);
+        assert!(two.poll_output(NOW).is_none() && one.poll_output(NOW).is_none());
+        assert_eq!(two.node().groups(NOW).count(), 1);
     }
 }
