@@ -69,7 +69,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         if destination.is_multicast() {
             return match ethertype {
                 EthernetProtocol::Ipv6 => self.ingress_group_v6(now, id, packet),
-                EthernetProtocol::Ipv4 if self.groups.is_some() => {
+                EthernetProtocol::Ipv4 if self.groups.is_some() && self.home.is_some() => {
                     self.ingress_group_v4(now, id, packet)
                 }
                 _ => self.flood(now, id, packet),

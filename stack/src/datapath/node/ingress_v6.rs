@@ -50,10 +50,14 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
             None => {}
         }
-        let is_followed = self.groups.is_some();
+        // Where nobody asks for members, nobody is one for long (RFC 4541 section 2.1.2).
+        let is_followed = self.groups.is_some() && self.home_v6.is_some();
         match Ipv6Packet::new_unchecked(bytes).dst_addr() {
-            // The switch has no use for them if it prunes nothing (RFC 4541).
-            _ if mld::find(bytes)?.is_some() => self.take_report(now, id, packet.as_slice(), true),
+            _ if mld::find(bytes)?.is_some() => match is_followed {
+                true => self.take_report(now, id, packet.as_slice(), true),
+                // The switch has no use for them if it prunes nothing.
+                false => Ok(Verdict::Consumed),
+            },
             ALL_ROUTERS => Ok(Verdict::Consumed),
             ndp::ALL_NODES => Err(DropReason::AllNodesGroup),
             _ if is_followed => self.send_to_group(now, id, packet),

@@ -25,7 +25,7 @@ use crate::datapath::multicast::{
     mld,
 };
 use crate::datapath::observe::{Observer, Source};
-use crate::datapath::peer::{Peer, PeerId};
+use crate::datapath::peer::{Path, Peer, PeerId};
 use crate::datapath::port::PortId;
 use crate::datapath::trace::{Switched, TraceStep};
 use crate::datapath::verdict::Verdict;
@@ -621,11 +621,17 @@ impl<O: Observer, F: Filter> Node<O, F> {
             Way::Peers if is_v4 => {
                 let id = PeerId(number);
                 let peer = *self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
+                if peer.path == Path::Unreachable {
+                    return Err(DropReason::NextHopUnreachable);
+                }
                 self.encapsulate(id, &peer, packet)
             }
             Way::Peers => {
                 let id = PeerId(number);
                 let peer = self.peers.outgoing_v6(id).ok_or(DropReason::PeerGone)?;
+                if peer.path == Path::Unreachable {
+                    return Err(DropReason::NextHopUnreachable);
+                }
                 self.encapsulate_v6(id, &peer, packet)
             }
         }

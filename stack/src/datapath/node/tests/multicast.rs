@@ -197,6 +197,22 @@ fn nothing_is_followed_by_default() {
     assert_eq!(outputs(&mut node), []);
 }
 
+/// Without an address of a version of IP the node asks nobody, so it prunes nothing.
+#[test]
+fn groups_of_a_version_without_a_subnet_are_for_all() {
+    let mut node = node(1, "vxlan");
+    node.set_multicast(NOW, Some(true));
+    joins_v6(&mut node, 1, OTHER_PORT, "ff05::1:3");
+    assert_eq!(node.groups(NOW).count(), 0);
+    let packet = udp_v6("fe80::2".parse().unwrap(), GROUP_V6, 64, 9);
+    let flood = Verdict::Flood {
+        except: Some(POD_PORT),
+    };
+    assert_eq!(sends(&mut node, 1, POD_PORT, &packet), flood);
+    let packet = udp(pod(1, 2), GROUP, 64, 9);
+    assert_eq!(sends(&mut node, 1, POD_PORT, &packet), NOBODY);
+}
+
 #[test]
 fn a_datagram_reaches_members_of_another_node_in_both_versions() {
     let (mut one, mut two) = (follower(1), follower(2));
