@@ -25,6 +25,17 @@ impl Bed {
     fn new() -> Option<Self> {
         let lab = Lab::new()?;
         let nodes = lab.two_nodes(|_, config| config);
+        Some(Self::of(lab, nodes, &[]))
+    }
+
+    /// The same in both IP versions.
+    fn dual() -> Option<Self> {
+        let lab = Lab::new()?;
+        let nodes = lab.two_dual_nodes(|_, config| config);
+        Some(Self::of(lab, nodes, &["-6"]))
+    }
+
+    fn of(lab: Lab, nodes: [Node; 2], version: &[&str]) -> Self {
         let web = nodes[0].pod_after("web", &[], "ip link set eth0 mtu 2000");
         let db = nodes[1].pod("db");
         let bed = Self {
@@ -34,9 +45,10 @@ impl Bed {
             _lab: lab,
         };
         poll_until(SOON, "the names of the other node", || {
-            (bed.ping(&["-c", "1", "db"]).2 == Some(0)).then_some(())
+            let (_, _, code) = bed.ping(&[&["-c", "1", "db"], version].concat());
+            (code == Some(0)).then_some(())
         });
-        Some(bed)
+        bed
     }
 
     fn ping(&self, words: &[&str]) -> (String, String, Option<i32>) {
@@ -112,6 +124,56 @@ fn each_part_of_the_way_answers() {
     poll_until(SOON, "the end of the pods of pings", || {
         (bed.nodes[0].query("pods").as_array().unwrap().len() == 2).then_some(())
     });
+}
+
+#[test]
+fn each_part_of_the_way_answers_in_ipv6() {
+    let Some(mut bed) = Bed::dual() else { return };
+    let address = bed.db.address_v6("eth0").unwrap();
+    let gateways = [0, 1].map(|number: usize| {
+        let gateways = bed.nodes[number].status("gateway");
+        gateways.split_once(',').unwrap().1.to_owned()
+    });
+    let [here, there] = &gateways;
+    let address = address.to_string();
+    for words in [&["db", "-6"][..], &["db.n2", "-6"], &[&address]] {
+        let (report, code) = bed.report(&[words, &["-c", "3", "-i", "0.1"]].concat());
+        assert_eq!(
+            (&report["address"], code),
+            (&address.as_str().into(), Some(0))
+        );
+        let way = report["way"].as_array().unwrap();
+        let names = ["gateway of n1", "gateway of n2", words[0]];
+        assert_eq!(way.len(), 3, "{report}");
+        for (hop, (name, address)) in way.iter().zip(names.iter().zip([here, there, &address])) {
+            assert_eq!(
+                (&hop["name"], &hop["address"]),
+                (&(*name).into(), &address.as_str().into())
+            );
+            assert_eq!((&hop["sent"], &hop["answered"]), (&3.into(), &3.into()));
+        }
+    }
+    let (report, code) = bed.report(&["db", "-c", "1"]);
+    assert_eq!(code, Some(0));
+    let is_v4 = |text: &str| text.parse::<std::net::Ipv4Addr>().is_ok();
+    assert!(is_v4(report["address"].as_str().unwrap()), "{report}");
+    let _near = bed.nodes[0].pod("near");
+    for (target, hops) in [("n2", 2), (here.as_str(), 1), ("near", 1)] {
+        let (report, _) = bed.report(&["-6", "-c", "1", "--from", "web", target]);
+        assert_eq!(report["way"].as_array().unwrap().len(), hops, "{report}");
+    }
+    let mtu = u64::from(bed.nodes[0].mtu() - 20);
+    let (found, limit) = bed.mtu(&["db", "-6"]);
+    assert_eq!(found, mtu, "{limit}");
+    assert!(
+        limit.starts_with("the default route of pod ping-"),
+        "{limit}"
+    );
+    let (found, limit) = bed.mtu(&["near", "-6"]);
+    assert_eq!(found, u64::from(bed.nodes[0].mtu()), "{limit}");
+    let (_, stderr, code) = bed.ping(&["2001:db8::1"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("is not in the pod network"), "{stderr}");
 }
 
 #[test]

@@ -2,12 +2,26 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::process::{Command, Output};
 
-use muslin::agent::Agent;
-use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
+use muslin::agent::{Agent, Ping};
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use serde_json::Value;
+
+/// The hosts of two nodes of both IP versions, and how these are started.
+fn dual(lab: &Lab) -> [(NodeConfig, Host); 2] {
+    [1, 2].map(|number: u8| {
+        let name = format!("n{number}");
+        let host = lab.host(&name, Ipv4Addr::new(10, 9, 0, number));
+        host.sh(&format!("ip addr add fd09::{number}/64 dev eth0 nodad"));
+        let config = NodeConfig::on_interface(&name, "eth0", &lab.store());
+        let config = config
+            .with("--network", "10.244.0.0/16")
+            .with("--ipv6-network", "fd44::/48");
+        (config, host)
+    })
+}
 
 /// Two nodes, with pods `web` and `api` on the first and `db` on the second.
 struct Bed {
@@ -32,6 +46,18 @@ impl Bed {
                 .with("--backend", backend);
             (config, lab.host(&name, address))
         });
+        Some(Self::of(lab, [(first, host), (second, other)], &[]))
+    }
+
+    /// The same in both IP versions.
+    fn dual() -> Option<Self> {
+        let lab = Lab::new()?;
+        let nodes = dual(&lab);
+        Some(Self::of(lab, nodes, &["-6"]))
+    }
+
+    fn of(lab: Lab, nodes: [(NodeConfig, Host); 2], version: &[&str]) -> Self {
+        let [(first, host), (second, other)] = nodes;
         let first = first.start(&host);
         let second = second.start_sharing(&other, &first);
         let nodes = [first, second];
@@ -49,10 +75,10 @@ impl Bed {
             _lab: lab,
         };
         poll_until(SOON, "the names of the other node", || {
-            let known = bed.run(&["web", "db"]).status.success();
-            known.then_some(())
+            let known = bed.run(&[&["web", "db"], version].concat());
+            known.status.success().then_some(())
         });
-        Some(bed)
+        bed
     }
 
     fn run(&self, words: &[&str]) -> Output {
@@ -198,6 +224,96 @@ fn on_the_link_it_agrees_with_what_happens() {
 }
 
 #[test]
+fn in_ipv6_it_agrees_with_what_happens() {
+    let Some(mut bed) = Bed::dual() else { return };
+    let [web, near, far] = bed
+        .pods
+        .each_mut()
+        .map(|pod| pod.address_v6("eth0").unwrap());
+    let gateway = |pod: Ipv6Addr| {
+        let mut gateway = pod.segments();
+        gateway[4..].copy_from_slice(&[0, 0, 0, 1]);
+        Ipv6Addr::from(gateway)
+    };
+    let (here, there) = (gateway(near), gateway(far));
+    traffic::ping(&mut bed.pods[0], far);
+    traffic::ping(&mut bed.pods[2], near);
+    let last = bed.ends(&["web", "db", "-6"], 2, "delivered", None);
+    assert_eq!(last["outcome"]["text"], "Delivered to pod db.");
+    assert_eq!(last["packet"]["destination"], far.to_string());
+    assert!(kinds(&last).contains(&"neighbour"), "{last:#}");
+    // As by ping(8), an address says which version is meant, and names mean IPv4 by default.
+    for ends in [["web", &far.to_string()], [&web.to_string(), "db.n2"]] {
+        let last = bed.ends(&ends, 2, "delivered", None);
+        assert_eq!(last["packet"]["destination"], far.to_string());
+    }
+    for words in [&["web", "db"][..], &["web", "db", "-4"]] {
+        let last = bed.ends(words, 2, "delivered", None);
+        let destination = last["packet"]["destination"].as_str().unwrap();
+        assert!(destination.parse::<Ipv4Addr>().is_ok(), "{destination}");
+    }
+    let udp = ["api", "web", "-6", "--proto", "udp"];
+    bed.ends(&udp, 1, "delivered", None);
+    let ping = ["-6", "--proto", "icmp"];
+    for (target, nodes) in [("gateway", 1), ("fe80::1", 1), ("n1", 1), ("n2", 2)] {
+        let words = [&["web", target], &ping[..]].concat();
+        bed.ends(&words, nodes, "consumed", None);
+    }
+    let last = bed.ends(&["web", &web.to_string()], 1, "delivered", None);
+    assert_eq!(kinds(&last), ["loopback"]);
+    let nobody = gateway(near).to_string() + "99";
+    let last = bed.ends(&["web", &nobody], 1, "dropped", None);
+    assert_eq!(kinds(&last), ["ndp"]);
+    bed.ends(&["web", "fd44:0:0:ffff::9"], 1, "dropped", Some("no-route"));
+    let reason = Some("all-nodes-group");
+    bed.ends(&["web", "ff02::1"], 1, "dropped", reason);
+    bed.ends(&["web", "ff02::fb"], 1, "flooded", None);
+    bed.ends(&["web", "outside", "-6"], 1, "egress", None);
+    let published = ["outside", "web", "-6", "--dport", "8080"];
+    bed.ends(&published, 1, "delivered", None);
+    let mtu = bed.nodes[0].mtu() - 20;
+    let (fits, exceeds) = (mtu.to_string(), (mtu + 1).to_string());
+    let sized = |size| ["web", "db", "-6", "--size", size];
+    bed.ends(&sized(&fits), 2, "delivered", None);
+    let reason = Some("fragmentation-needed");
+    bed.ends(&sized(&exceeds), 1, "dropped", reason);
+    for (hops, nodes) in [("1", 1), ("2", 2)] {
+        let words = ["web", "db", "-6", "--ttl", hops];
+        bed.ends(&words, nodes, "dropped", Some("ttl-exceeded"));
+    }
+
+    // And it is so. The interface takes longer packets than the node.
+    let sized = |size: u16| Ping {
+        count: 1,
+        size: usize::from(size) - 48,
+        dont_fragment: true,
+        ..Ping::new(far)
+    };
+    bed.pods[0].ping(&sized(mtu)).unwrap();
+    let pinged = bed.pods[0].ping(&sized(mtu)).unwrap();
+    assert!(pinged.is_perfect(1), "{pinged:?}");
+    let pinged = bed.pods[0].ping(&sized(mtu + 1)).unwrap();
+    let too_long = pinged
+        .errors
+        .iter()
+        .any(|it| it.is_fragmentation_needed(mtu))
+        || pinged.refused.iter().any(|it| it.is_too_long());
+    assert!(too_long, "{pinged:?}");
+    for (hops, router) in [(1, here), (2, there)] {
+        let pinged = bed.pods[0].ping(&Ping {
+            ttl: Some(hops),
+            ..Ping::new(far)
+        });
+        let errors = pinged.unwrap().errors;
+        let is_right = |it: &muslin::agent::IcmpError| it.is_time_exceeded() && it.from == router;
+        assert!(
+            errors.len() == 3 && errors.iter().all(is_right),
+            "{errors:?}"
+        );
+    }
+}
+
+#[test]
 fn it_is_read_at_a_glance_and_ends_as_a_script_asks() {
     let Some(bed) = Bed::new("vxlan") else { return };
     let output = bed.run(&["web", "db"]);
@@ -232,7 +348,13 @@ fn it_is_read_at_a_glance_and_ends_as_a_script_asks() {
         (&["web", "apj"], 1, "called 'apj' (did you mean 'api'?)"),
         (&["web", "n3"], 1, "called 'n3' (did you mean 'n1'?)"),
         (&["web", "dbx"], 1, "called 'dbx' (did you mean 'db'?)"),
-        (&["web", "fd00::1"], 2, "only packets of IPv4 can be traced"),
+        (&["web", "fd00::1"], 2, "'web' has no address of IPv6"),
+        (&["web", "db", "-6"], 2, "'web' has no address of IPv6"),
+        (
+            &["web", "fd00::1", "-4"],
+            2,
+            "'fd00::1' has no address of IPv4",
+        ),
         (&["web", "db", "--size", "10"], 2, "has 40 to 65535 bytes"),
         (
             &["outside", "web", "--dport", "81"],
@@ -262,6 +384,12 @@ fn it_is_read_at_a_glance_and_ends_as_a_script_asks() {
 
 const SECRET: &str = "of-two-nodes-that-ask-each-other";
 
+fn with_secret(lab: &Lab, config: NodeConfig, number: u8, secret: &str) -> NodeConfig {
+    let file = lab.directory().join(format!("secret-{number}"));
+    std::fs::write(&file, format!("{secret}\n")).unwrap();
+    config.with("--trace-secret-file", file.display())
+}
+
 /// Two nodes whose control sockets are on different machines, with these secrets if any, and pods `web`
 /// and `db`.
 struct Apart {
@@ -286,29 +414,44 @@ impl Apart {
                 .with("--network", "10.244.0.0/16")
                 .with("--backend", backend);
             if let Some(secret) = secrets[usize::from(number) - 1] {
-                let file = lab.directory().join(format!("secret-{number}"));
-                std::fs::write(&file, format!("{secret}\n")).unwrap();
-                config = config.with("--trace-secret-file", file.display());
+                config = with_secret(&lab, config, number, secret);
             }
             config.start(&lab.host(&name, address))
         });
+        let mut apart = Self::of(lab, nodes, &[]);
+        let far = apart.db.address("eth0").unwrap();
+        traffic::ping(&mut apart.web, far);
+        Some(apart)
+    }
+
+    /// The same in both IP versions.
+    fn dual() -> Option<Self> {
+        let lab = Lab::new()?;
+        let [first, second] = dual(&lab);
+        let nodes = [(1, first), (2, second)]
+            .map(|(number, (config, host))| with_secret(&lab, config, number, SECRET).start(&host));
+        let mut apart = Self::of(lab, nodes, &["-6"]);
+        let far = apart.db.address_v6("eth0").unwrap();
+        traffic::ping(&mut apart.web, far);
+        Some(apart)
+    }
+
+    fn of(lab: Lab, nodes: [Node; 2], version: &[&str]) -> Self {
         for node in &nodes {
             node.wait_peers(1);
         }
         let (web, db) = (nodes[0].pod("web"), nodes[1].pod("db"));
-        let mut apart = Self {
+        let apart = Self {
             nodes,
             web,
             db,
             _lab: lab,
         };
         poll_until(SOON, "the names of the other node", || {
-            let code = apart.run(&["web", "db"]).status.code();
-            (code == Some(0)).then_some(())
+            let output = apart.run(&[&["web", "db"], version].concat());
+            (output.status.code() == Some(0)).then_some(())
         });
-        let far = apart.db.address("eth0").unwrap();
-        traffic::ping(&mut apart.web, far);
-        Some(apart)
+        apart
     }
 
     fn run(&self, words: &[&str]) -> Output {
@@ -335,21 +478,19 @@ impl Apart {
 }
 
 /// A trace goes on where the other node's part is asked for over the pod network.
-fn goes_on_at_another_machine(backend: &str) {
-    let Some(apart) = Apart::new(backend, [Some(SECRET); 2]) else {
-        return;
-    };
-    let (way, code) = apart.trace(&["web", "db"]);
+fn goes_on_at_another_machine(apart: Option<Apart>, version: &[&str]) {
+    let Some(apart) = apart else { return };
+    let trace = |words: &[&str]| apart.trace(&[words, version].concat());
+    let (way, code) = trace(&["web", "db"]);
     assert_eq!((&way["unknown"], code), (&Value::Null, Some(0)), "{way:#}");
     let last = &way["parts"][1];
     assert_eq!(last["node"], "n2");
     assert_eq!(last["outcome"]["text"], "Delivered to pod db.");
     // As it does for one machine.
-    let (way, code) = apart.trace(&["web", "db", "--ttl", "2"]);
+    let (way, code) = trace(&["web", "db", "--ttl", "2"]);
     let reason = &way["parts"][1]["outcome"]["reason"];
     assert_eq!((reason.as_str(), code), (Some("ttl-exceeded"), Some(1)));
-    let mtu = apart.nodes[0].mtu().to_string();
-    let (way, _) = apart.trace(&["web", "db", "--size", &mtu]);
+    let (way, _) = trace(&["web", "db", "--size", "1430"]);
     assert_eq!(way["parts"].as_array().unwrap().len(), 2, "{way:#}");
     assert_eq!(apart.drops("exchange-refused"), 0);
     assert_eq!(apart.drops("gateway-port"), 0);
@@ -357,12 +498,18 @@ fn goes_on_at_another_machine(backend: &str) {
 
 #[test]
 fn over_vxlan_it_goes_on_at_another_machine() {
-    goes_on_at_another_machine("vxlan");
+    goes_on_at_another_machine(Apart::new("vxlan", [Some(SECRET); 2]), &[]);
 }
 
 #[test]
 fn on_the_link_it_goes_on_at_another_machine() {
-    goes_on_at_another_machine("host-gw");
+    goes_on_at_another_machine(Apart::new("host-gw", [Some(SECRET); 2]), &[]);
+}
+
+/// Gateways ask each other in the version of the packet.
+#[test]
+fn in_ipv6_it_goes_on_at_another_machine() {
+    goes_on_at_another_machine(Apart::dual(), &["-6"]);
 }
 
 /// A trace ends with one line that says why the other node's part is not known.
@@ -468,8 +615,9 @@ fn words(all: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 /// Probes are seen by both nodes on their way and back.
-fn are_seen_on_their_way(node: &Node) {
-    let (report, code) = probes(node, &["web", "db", "--proto", "icmp", "--count", "2"]);
+fn are_seen_on_their_way(node: &Node, version: &[&str]) {
+    let probes = |words: &[&str]| probes(node, &[words, version].concat());
+    let (report, code) = probes(&["web", "db", "--proto", "icmp", "--count", "2"]);
     assert_eq!((counts(&report), code), ([2, 2, 2], Some(0)), "{report:#}");
     for sequence in [1, 2] {
         let here = words(&[("from-pod", "sent"), ("back from-tunnel", "delivered")]);
@@ -479,7 +627,7 @@ fn are_seen_on_their_way(node: &Node) {
     }
     // The destination's kernel may have refused them already, and quotes what it refuses.
     for protocol in ["tcp", "udp"] {
-        let (report, code) = probes(node, &["web", "db", "--proto", protocol, "--count", "1"]);
+        let (report, code) = probes(&["web", "db", "--proto", protocol, "--count", "1"]);
         let [sent, arrived, _] = counts(&report);
         assert_eq!((sent, arrived, code), (1, 1, Some(0)), "{report:#}");
         let there = &seen(&report, 1, 1)[0];
@@ -487,7 +635,7 @@ fn are_seen_on_their_way(node: &Node) {
         assert_eq!(*there, wanted[0], "{report:#}");
     }
     let lost = ["web", "db", "--ttl", "2", "--count", "1"];
-    let (report, code) = probes(node, &lost);
+    let (report, code) = probes(&lost);
     assert_eq!((counts(&report), code), ([1, 0, 0], Some(1)), "{report:#}");
     let there = &seen(&report, 1, 1)[0];
     assert_eq!(there.1, "ttl-exceeded", "{report:#}");
@@ -496,7 +644,15 @@ fn are_seen_on_their_way(node: &Node) {
 #[test]
 fn probes_are_seen_by_nodes_of_one_machine() {
     let Some(bed) = Bed::new("vxlan") else { return };
-    are_seen_on_their_way(&bed.nodes[0]);
+    are_seen_on_their_way(&bed.nodes[0], &[]);
+    // More than one answer of a node has room for.
+    let many = ["web", "db", "--proto", "icmp", "--count", "25"];
+    let (report, code) = probes(&bed.nodes[0], &many);
+    assert_eq!((counts(&report), code), ([25; 3], Some(0)), "{report:#}");
+    for node in [0, 1] {
+        let sightings = report["nodes"][node]["sightings"].as_array().unwrap();
+        assert_eq!(sightings.len(), 50, "{report:#}");
+    }
     let words = ["trace", "--live", "web", "db", "--proto", "icmp"];
     let output = bed.nodes[0].client(&words).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -522,7 +678,7 @@ fn probes_are_seen_by_nodes_of_one_machine() {
         (&["--live", "host", "db"][..], "--live sends as a pod"),
         (&["--live", "web", "web"], "is the sender's own address"),
         (&["web", "db", "--count", "2"], "--live"),
-        (&["--live", "web", "db", "--count", "21"], "1..=20"),
+        (&["--live", "web", "db", "--count", "501"], "1..=500"),
     ] {
         let output = bed.run(words);
         let error = String::from_utf8(output.stderr).unwrap();
@@ -536,7 +692,15 @@ fn probes_are_seen_by_nodes_of_two_machines() {
     let Some(apart) = Apart::new("vxlan", [Some(SECRET); 2]) else {
         return;
     };
-    are_seen_on_their_way(&apart.nodes[0]);
+    are_seen_on_their_way(&apart.nodes[0], &[]);
+}
+
+#[test]
+fn probes_of_ipv6_are_seen_by_nodes_of_two_machines() {
+    let Some(apart) = Apart::dual() else {
+        return;
+    };
+    are_seen_on_their_way(&apart.nodes[0], &["-6"]);
 }
 
 #[test]

@@ -35,6 +35,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 #[cfg(not(feature = "sidecar"))]
 use left_out as sidecar;
 use muslin_stack::api::control::Request;
+use muslin_stack::api::trace::Version;
 use nix::unistd::geteuid;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -214,6 +215,27 @@ pub(crate) struct NodeChoice {
     socket: Option<PathBuf>,
     #[command(flatten)]
     state: StateChoice,
+}
+
+/// Of which IP version a packet is to be.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct VersionChoice {
+    /// Use IPv4 [default: the version of an address that is named, or IPv4 where both ends have it]
+    #[arg(short = '4', long = "ipv4", conflicts_with = "ipv6")]
+    ipv4: bool,
+    /// Use IPv6
+    #[arg(short = '6', long = "ipv6")]
+    ipv6: bool,
+}
+
+impl VersionChoice {
+    fn version(self) -> Option<Version> {
+        match (self.ipv4, self.ipv6) {
+            (true, _) => Some(Version::Ipv4),
+            (false, true) => Some(Version::Ipv6),
+            (false, false) => None,
+        }
+    }
 }
 
 /// Where state is kept.

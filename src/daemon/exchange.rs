@@ -2,15 +2,16 @@
 //! from gateway to gateway, for those that share a secret.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use muslin_stack::addresses::{Addresses, Dual, Nets};
 use muslin_stack::api::exchange::{
     self, Answering, Ask, Asked, CODE_LEN, Code, Ends, Fault, Id, Kind, Told,
 };
 use muslin_stack::api::trace::Question;
+use muslin_stack::control::peers::Known;
 use muslin_stack::datapath::exchange::Message;
 use muslin_stack::datapath::gateway;
 use muslin_stack::drops::DropReason;
@@ -101,10 +102,9 @@ impl Exchange {
         };
         let lease = lease_at(running, public_ip);
         let lease = lease.ok_or_else(|| Error::failed("it has no lease any more"))?;
-        let ends = Ends {
-            asker: gateway::address(running.facts.subnet),
-            answerer: gateway::address(lease),
-        };
+        let ends = ends(running, lease, public_ip);
+        let ends =
+            ends.ok_or_else(|| Error::failed("it has no gateway in this node's IP version"))?;
         let id = random()?;
         let written = exchange::write_question(secret, ends, id, &ask);
         let (asked, question) = written.map_err(|_| {
@@ -190,9 +190,14 @@ fn take(running: &Arc<RunningNode>, message: &Message) -> std::result::Result<()
             answered => answered,
         };
     }
+    let own = running.facts.gateways();
+    let answerer = match message.from {
+        IpAddr::V4(_) => own.ipv4().map(IpAddr::V4),
+        IpAddr::V6(_) => own.ipv6().map(IpAddr::V6),
+    };
     let ends = Ends {
         asker: message.from,
-        answerer: gateway::address(running.facts.subnet),
+        answerer: answerer.ok_or(Fault::Stray)?,
     };
     let (asked, ask) = exchange::read_question(secret, ends, &message.bytes)?;
     let place = exchange.answering.clone().try_acquire_owned();
@@ -207,7 +212,7 @@ fn take(running: &Arc<RunningNode>, message: &Message) -> std::result::Result<()
     Ok(())
 }
 
-async fn answer(running: &Arc<RunningNode>, asker: Ipv4Addr, ask: Ask) -> Result<Told> {
+async fn answer(running: &Arc<RunningNode>, asker: IpAddr, ask: Ask) -> Result<Told> {
     let is_allowed =
         lease_of(running, asker).is_some_and(|(lease, public_ip)| ask.is_allowed(lease, public_ip));
     if !is_allowed {
@@ -245,19 +250,49 @@ pub(super) fn unexpected(told: Told) -> Error {
     }
 }
 
-/// The lease of the node with a public address.
-fn lease_at(running: &RunningNode, public_ip: IpAddr) -> Option<Ipv4Net> {
-    let control = running.control.lock();
-    let mut peers = control.peers().iter();
-    let found = peers.find(|(_, known)| IpAddr::V4(known.record.public_ip) == public_ip);
-    found.and_then(|(key, _)| key.ipv4())
+/// The gateways by which a node is asked: of the IP version of the address by which it is known, if both
+/// have one of that, since packets go there in that version.
+fn ends(running: &RunningNode, lease: Nets, public_ip: IpAddr) -> Option<Ends> {
+    let own = running.facts.gateways();
+    let theirs = gateways(lease);
+    let ends = |(asker, answerer)| Ends { asker, answerer };
+    let ipv4 = own.ipv4().zip(theirs.ipv4());
+    let ipv4 = ipv4
+        .map(|(own, their)| (own.into(), their.into()))
+        .map(ends);
+    let ipv6 = own.ipv6().zip(theirs.ipv6());
+    let ipv6 = ipv6
+        .map(|(own, their)| (own.into(), their.into()))
+        .map(ends);
+    match public_ip {
+        IpAddr::V4(_) => ipv4.or(ipv6),
+        IpAddr::V6(_) => ipv6.or(ipv4),
+    }
 }
 
-/// The lease and the public address of the node with a gateway.
-fn lease_of(running: &RunningNode, address: Ipv4Addr) -> Option<(Ipv4Net, IpAddr)> {
+fn gateways(lease: Nets) -> Addresses {
+    lease.map(gateway::address, gateway::address_v6)
+}
+
+/// The lease of the node with a public address.
+fn lease_at(running: &RunningNode, public_ip: IpAddr) -> Option<Nets> {
     let control = running.control.lock();
-    let peers = control.peers().iter();
-    let mut leases = peers.filter_map(|(key, known)| Some((key.ipv4()?, known)));
-    let (subnet, known) = leases.find(|(subnet, _)| gateway::address(*subnet) == address)?;
-    Some((subnet, known.record.public_ip.into()))
+    let mut peers = control.peers().iter();
+    let is_at = |known: &Known| public(known).iter().any(|own: IpAddr| own == public_ip);
+    let found = peers.find(|(_, known)| is_at(known));
+    found.map(|(key, _)| key.nets())
+}
+
+/// The lease and the public addresses of the node with a gateway.
+fn lease_of(running: &RunningNode, address: IpAddr) -> Option<(Nets, Addresses)> {
+    let control = running.control.lock();
+    let mut peers = control.peers().iter();
+    let has = |lease: Nets| gateways(lease).iter().any(|its: IpAddr| its == address);
+    let (key, known) = peers.find(|(key, _)| has(key.nets()))?;
+    Some((key.nets(), public(known)))
+}
+
+/// Where a node is.
+fn public(known: &Known) -> Addresses {
+    Dual::with_ipv4(known.record.public_ip, known.record.public_ipv6)
 }

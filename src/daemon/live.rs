@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_stack::api::exchange;
-use muslin_stack::api::live::{Call, MAX_COUNT, MAX_WATCH_MS, Seen, Send, Sighting, Told, Watch};
+use muslin_stack::api::live::{
+    Call, MAX_COUNT, MAX_TOLD, MAX_WATCH_MS, Seen, Send, Sighting, Told, Watch,
+};
 use muslin_stack::api::trace;
 use muslin_stack::datapath::capture::{self, Batch, Hook, Record, Wanted};
 use muslin_stack::datapath::node::Verdict;
@@ -76,21 +78,19 @@ pub(super) async fn answer(running: &Arc<RunningNode>, call: Call) -> Result<Tol
             running.watched.0.lock().remove(&id);
             Ok(Told::Done)
         }
-        Call::Seen { id } => seen(running, id).map(Told::Seen),
+        Call::Seen { id, from } => seen(running, id, from).map(Told::Seen),
         _ => Err(Error::usage("this node is too old to do that")),
     }
 }
 
-fn seen(running: &RunningNode, id: u64) -> Result<Seen> {
+fn seen(running: &RunningNode, id: u64, from: usize) -> Result<Seen> {
     let all = running.watched.0.lock();
     let seen = all.get(&id);
     let seen = seen.ok_or_else(|| Error::usage("the node does not watch for these probes"))?;
-    let mut sightings = seen.all.clone();
-    // Workers tell of what they saw one after the other.
-    sightings.sort_by_key(|it| it.at_us);
+    let sightings = seen.all.iter().skip(from).take(MAX_TOLD);
     Ok(Seen {
         node: running.facts.settings.name.clone(),
-        sightings,
+        sightings: sightings.cloned().collect(),
         missed: seen.missed,
     })
 }
@@ -113,7 +113,8 @@ async fn begin(running: &Arc<RunningNode>, watch: Watch) -> Result<()> {
         return Ok(());
     }
     let place = place(running)?;
-    let filter = format!("host {source} and (host {destination} or icmp)");
+    let icmp = if source.is_ipv4() { "icmp" } else { "icmp6" };
+    let filter = format!("host {source} and (host {destination} or {icmp})");
     let wanted = Wanted {
         hooks: Hook::ALL.to_vec(),
         dropped: true,

@@ -65,7 +65,6 @@ pub use settings::{NodeSettings, Offload, TraceSecret};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-pub(crate) use trace::protocol;
 use tracing::{debug, info, warn};
 use underlay::Place;
 

@@ -108,6 +108,7 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
             .is_direct
             .then(|| facts.settings.uplink.to_string()),
         mtu: running.plan().mtu.get(),
+        mtu_v6: underlay::link(&running.plan(), facts.subnets).mtu_v6,
         device: "tap".to_owned(),
         workers: facts.settings.workers,
         offload: offload(running, totals).to_string(),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{Code, Status, Table};
 use muslin_stack::api::live;
 use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Next, Part, Question};
@@ -21,7 +22,16 @@ const MAX_PARTS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Reached {
     client: Client,
-    public_ip: Option<IpAddr>,
+    public_ip: Option<Addresses>,
+}
+
+impl Reached {
+    /// Whether that is an address of the node's.
+    fn is_at(&self, address: IpAddr) -> bool {
+        let all = self.public_ip.iter();
+        all.flat_map(Addresses::iter::<IpAddr>)
+            .any(|own| own == address)
+    }
 }
 
 /// The nodes that listen at these sockets and have a lease. That of a single one must answer.
@@ -51,7 +61,7 @@ pub(crate) async fn reach(sockets: &[PathBuf]) -> Result<Vec<Reached>> {
 async fn reach_one(socket: PathBuf) -> Result<Reached> {
     let client = Client::connect(&socket).await?;
     let status = client.report::<Status>(Table::Status).await?;
-    let public_ip = status.first().and_then(|it| it.public_ip.iter().next());
+    let public_ip = status.first().map(|it| it.public_ip);
     Ok(Reached { client, public_ip })
 }
 
@@ -121,7 +131,7 @@ pub(crate) async fn stops<'a>(
             return Ok((Journey { parts, unknown }, stops));
         };
         let mut elsewhere = None;
-        let found = nodes.iter().find(|it| it.public_ip == Some(public_ip));
+        let found = nodes.iter().find(|it| it.is_at(public_ip));
         part = match found {
             _ if parts.len() >= MAX_PARTS => {
                 let why = format!("{MAX_PARTS} nodes have told theirs, and no more are asked");

@@ -217,6 +217,8 @@ fn trace_of(query: &str) -> Result<Beginning> {
         size: 0,
         ttl: 64,
         dont_fragment: false,
+        version: None,
+        has_mark: false,
     };
     for (name, value) in parse(query.as_bytes()) {
         let wrong = || Error::usage(format!("'{value}' is no {name}"));

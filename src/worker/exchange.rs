@@ -1,6 +1,6 @@
 //! Messages between nodes on their way between the workers and the control plane.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use muslin_stack::datapath::exchange::Message;
 use muslin_stack::datapath::port::PortId;
@@ -29,7 +29,7 @@ impl Workers {
     ///
     /// # Errors
     /// `Ended` if the thread has ended.
-    pub fn tell(&self, to: Ipv4Addr, message: Vec<u8>) -> Result<(), Ended> {
+    pub fn tell(&self, to: IpAddr, message: Vec<u8>) -> Result<(), Ended> {
         let worker = self.0.first().ok_or(Ended)?;
         worker.send(Command::Tell(to, message))
     }
@@ -60,7 +60,7 @@ impl PacketLoop {
         self.exchange = Some(reader);
     }
 
-    pub(super) fn tell(&mut self, to: Ipv4Addr, message: &[u8]) {
+    pub(super) fn tell(&mut self, to: IpAddr, message: &[u8]) {
         let now = self.clock.now();
         // The peer may have gone; then nothing was sent that could be lost.
         if self.path.node_mut().send_exchange(now, to, message).is_ok() {

@@ -1,7 +1,7 @@
 //! What workers are told: by the control plane and by each other.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -63,7 +63,7 @@ pub(super) enum Command {
     /// Take messages of other nodes from now on, for this reader.
     OpenExchange(tokio::sync::mpsc::Sender<Message>),
     /// Send this to another node's gateway.
-    Tell(Ipv4Addr, Vec<u8>),
+    Tell(IpAddr, Vec<u8>),
     /// Take a frame as if the pod at this port had sent it.
     Inject(PortId, Vec<u8>),
     /// Count packets that were lost after they had left the data path.

@@ -132,7 +132,7 @@ fn exchanged(bytes: &[u8]) {
     };
     let id = [7; exchange::ID_LEN];
     let message = [
-        b"MTX1",
+        b"MTX2",
         &head[..],
         &[0],
         &id,
@@ -141,8 +141,8 @@ fn exchanged(bytes: &[u8]) {
     ]
     .concat();
     let ends = exchange::Ends {
-        asker: Ipv4Addr::new(10, 244, 1, 1),
-        answerer: Ipv4Addr::new(10, 244, 2, 1),
+        asker: Ipv4Addr::new(10, 244, 1, 1).into(),
+        answerer: Ipv4Addr::new(10, 244, 2, 1).into(),
     };
     let Ok((kind, read)) = exchange::kind(&message) else {
         return;

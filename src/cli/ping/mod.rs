@@ -4,7 +4,7 @@ mod mtu;
 mod tally;
 mod way;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use tally::{Echo, Tally, milliseconds};
 use tokio::task::spawn_blocking;
 use way::{Hop, Way};
 
-use super::{NodeChoice, watch};
+use super::{NodeChoice, VersionChoice, watch};
 use crate::agent::{Agent, IcmpError, Ping, Pinged};
 use crate::control::Client;
 use crate::error::{Context, Error, Result};
@@ -29,10 +29,8 @@ use crate::terminal::text::plain;
 
 /// How long a ping is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of an IPv4 and an ICMP header.
-const HEADERS: u16 = 28;
-/// Bytes of a ping of which only the time matters.
-const SMALL: u16 = HEADERS + 56;
+/// Bytes of payload of a ping of which only the time matters.
+const SMALL: u16 = 56;
 /// Packets of each size, since one may be lost for another reason.
 const TRIES: u16 = 3;
 
@@ -40,6 +38,8 @@ const TRIES: u16 = 3;
 pub(super) struct Arguments {
     #[command(flatten)]
     node: NodeChoice,
+    #[command(flatten)]
+    version: VersionChoice,
     /// A pod by its name, also POD.NODE, a node by its name, or an address of the pod network
     target: String,
     /// End after so many pings [default: until Ctrl-C; 1 with --mtu]
@@ -113,7 +113,8 @@ impl Session {
             move || start(&socket, &pod, is_new)
         });
         let agent = agent.await?;
-        let way = way::find(&socket, from.as_str(), &arguments.target).await?;
+        let version = arguments.version.version();
+        let way = way::find(&socket, from.as_str(), &arguments.target, version).await?;
         let session = Self {
             tallies: vec![Tally::default(); way.hops.len()],
             way,
@@ -280,7 +281,7 @@ impl Session {
             target: target.to_owned(),
             address: way
                 .last()
-                .map_or(Ipv4Addr::UNSPECIFIED, |target| target.address),
+                .map_or(Ipv4Addr::UNSPECIFIED.into(), |target| target.address),
             way,
             path_mtu: path_mtu.cloned(),
         }
@@ -308,10 +309,10 @@ async fn in_background<T: Send + 'static>(
 }
 
 /// One small ping.
-fn ask(agent: &mut Agent, to: Ipv4Addr) -> Result<Echo> {
+fn ask(agent: &mut Agent, to: IpAddr) -> Result<Echo> {
     let told = agent.ping(&Ping {
         count: 1,
-        size: (SMALL - HEADERS).into(),
+        size: SMALL.into(),
         timeout_ms: PATIENCE.as_millis() as u64,
         ..Ping::new(to)
     })?;
@@ -328,9 +329,23 @@ fn ask(agent: &mut Agent, to: Ipv4Addr) -> Result<Echo> {
     )
 }
 
-/// An ICMP error in words (RFC 792, RFC 1812 section 5.2.7.1).
+/// Bytes of an IP header and that of an echo request.
+const fn headers(to: IpAddr) -> u16 {
+    match to {
+        IpAddr::V4(_) => 28,
+        IpAddr::V6(_) => 48,
+    }
+}
+
+/// An ICMP error in words (RFC 792, RFC 1812 section 5.2.7.1; RFC 4443 section 3).
 fn said(error: &IcmpError) -> String {
     let what = match (error.kind, error.code) {
+        (1, 0) if error.from.is_ipv6() => "network unreachable",
+        (1, 1 | 5 | 6) if error.from.is_ipv6() => "forbidden",
+        (1, 3) if error.from.is_ipv6() => "host unreachable",
+        (1, _) if error.from.is_ipv6() => "unreachable",
+        (2, _) if error.from.is_ipv6() => "too long to go on in one piece",
+        (3, _) if error.from.is_ipv6() => "its hop limit ended",
         (3, 0) => "network unreachable",
         (3, 1) => "host unreachable",
         (3, 2) => "protocol unreachable",
@@ -348,7 +363,7 @@ fn path_mtu(agent: &mut Agent, way: &Way, from: &str) -> Result<PathMtu> {
     let Some(target) = way.hops.last() else {
         return Err(Error::failed("there is nobody to ping"));
     };
-    let mut search = Search::new(SMALL, way.mtu);
+    let mut search = Search::new(headers(target.address) + SMALL, way.mtu);
     let mut told: Vec<IcmpError> = Vec::new();
     let mut last = Pinged::default();
     while let Some(size) = search.next() {
@@ -377,7 +392,7 @@ fn path_mtu(agent: &mut Agent, way: &Way, from: &str) -> Result<PathMtu> {
             format!("{name} says that no more fits what is behind it")
         }
         None if is_refused || last.errors.iter().any(own) => match mtu_bytes >= way.mtu {
-            true => format!("the interface of pod {from} takes no more"),
+            true => format!("the {} of pod {from} takes no more", way.limits),
             false => format!("the kernel of pod {from} knows that no more fits the way"),
         },
         None => silent_limit(agent, way, from, mtu_bytes)?,
@@ -406,10 +421,10 @@ fn name_of(hop: &Hop) -> String {
 }
 
 /// Packets of so many bytes that nobody may fragment.
-fn probe(agent: &mut Agent, to: Ipv4Addr, size: u16) -> Result<Pinged> {
+fn probe(agent: &mut Agent, to: IpAddr, size: u16) -> Result<Pinged> {
     agent.ping(&Ping {
         count: TRIES,
-        size: (size - HEADERS).into(),
+        size: size.saturating_sub(headers(to)).into(),
         dont_fragment: true,
         timeout_ms: PATIENCE.as_millis() as u64,
         ..Ping::new(to)

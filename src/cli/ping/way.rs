@@ -1,11 +1,12 @@
 //! Who is asked on the way to what is pinged.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 
-use muslin_stack::addresses::{Nets, ipv4};
+use muslin_stack::addresses::Nets;
 use muslin_stack::api::control::{Peer, Status, Table};
-use muslin_stack::api::trace::{Beginning, Protocol, Question, Summary};
+use muslin_stack::api::trace::{Beginning, Protocol, Question, Summary, Version};
+use muslin_stack::datapath::gateway;
 
 use crate::control::Client;
 use crate::error::{Error, Result};
@@ -16,7 +17,7 @@ pub(super) struct Hop {
     /// What people call it.
     pub(super) name: String,
     /// Its address.
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
 }
 
 /// The way from a pod.
@@ -28,6 +29,8 @@ pub(super) struct Way {
     pub(super) source: IpAddr,
     /// What that node's pods may send, in bytes.
     pub(super) mtu: u16,
+    /// What of a pod's lets no longer ones pass.
+    pub(super) limits: &'static str,
     /// The gateways on it, and at last what is pinged.
     pub(super) hops: Vec<Hop>,
 }
@@ -36,7 +39,12 @@ pub(super) struct Way {
 ///
 /// # Errors
 /// If nothing is called so, or it is not in the pod network.
-pub(super) async fn find(socket: &Path, from: &str, target: &str) -> Result<Way> {
+pub(super) async fn find(
+    socket: &Path,
+    from: &str,
+    target: &str,
+    version: Option<Version>,
+) -> Result<Way> {
     let client = Client::connect(socket).await?;
     let beginning = Beginning {
         from: from.to_owned(),
@@ -47,6 +55,8 @@ pub(super) async fn find(socket: &Path, from: &str, target: &str) -> Result<Way>
         size: 0,
         ttl: 64,
         dont_fragment: false,
+        version,
+        has_mark: false,
     };
     let part = client.trace(Question::Beginning(beginning)).await?;
     let mut status = client.report::<Status>(Table::Status).await?;
@@ -58,37 +68,44 @@ pub(super) async fn find(socket: &Path, from: &str, target: &str) -> Result<Way>
         destination,
         ..
     } = part.packet;
+    let route_mtu = status
+        .mtu_v6
+        .filter(|mtu| source.is_ipv6() && *mtu < status.mtu);
     Ok(Way {
         node: status.node.clone(),
         source,
-        mtu: status.mtu,
+        mtu: route_mtu.unwrap_or(status.mtu),
+        limits: match route_mtu {
+            Some(_) => "default route",
+            None => "interface",
+        },
         hops: hops(&status, &peers, target, destination)?,
     })
 }
 
 fn hops(status: &Status, peers: &[Peer], target: &str, address: IpAddr) -> Result<Vec<Hop>> {
-    let network = status.network.ipv4();
-    let address = ipv4(address);
-    let address = address.filter(|it| network.is_some_and(|network| network.contains(it)));
-    let address = address.ok_or_else(|| {
-        Error::usage(format!(
+    if !holds(&status.network, address) {
+        return Err(Error::usage(format!(
             "{target} is not in the pod network {}: 'muslin run -- ping {target}' asks outside",
             status.network
-        ))
-    })?;
+        )));
+    }
     let mut hops = Vec::new();
-    let holds = |subnet: &Nets| subnet.ipv4().is_some_and(|it| it.contains(&address));
     // The switch brings packets to pods of the same node, and no gateway.
-    if let Some(gateway) = status.gateway.ipv4()
-        && !holds(&status.subnet)
+    let own = match address {
+        IpAddr::V4(_) => status.gateway.ipv4().map(IpAddr::V4),
+        IpAddr::V6(_) => status.gateway.ipv6().map(IpAddr::V6),
+    };
+    if let Some(gateway) = own
+        && !holds(&status.subnet, address)
     {
         hops.push(Hop {
             name: format!("gateway of {}", status.node),
             address: gateway,
         });
     }
-    if let Some(peer) = peers.iter().find(|peer| holds(&peer.subnet)) {
-        hops.extend(gateway(peer));
+    if let Some(peer) = peers.iter().find(|peer| holds(&peer.subnet, address)) {
+        hops.extend(gateway_of(peer, address));
     }
     // What is pinged may be one of them.
     hops.retain(|hop| hop.address != address);
@@ -99,17 +116,34 @@ fn hops(status: &Status, peers: &[Peer], target: &str, address: IpAddr) -> Resul
     Ok(hops)
 }
 
-/// Where a peer itself answers: muslin at its gateway, flannel's kernel at least at its base address.
-fn gateway(peer: &Peer) -> Option<Hop> {
-    let base = u32::from(peer.subnet.ipv4()?.network());
+fn holds(nets: &Nets, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(it) => nets.ipv4().is_some_and(|net| net.contains(&it)),
+        IpAddr::V6(it) => nets.ipv6().is_some_and(|net| net.contains(&it)),
+    }
+}
+
+/// Where a peer itself answers in the IP version of an address: muslin at its gateway, flannel's kernel at
+/// least at its base address.
+fn gateway_of(peer: &Peer, address: IpAddr) -> Option<Hop> {
+    let [base, gateway] = match address {
+        IpAddr::V4(_) => {
+            let subnet = peer.subnet.ipv4()?;
+            [subnet.network().into(), gateway::address(subnet).into()]
+        }
+        IpAddr::V6(_) => {
+            let subnet = peer.subnet.ipv6()?;
+            [subnet.network().into(), gateway::address_v6(subnet).into()]
+        }
+    };
     Some(match &peer.node {
         Some(node) => Hop {
             name: format!("gateway of {node}"),
-            address: Ipv4Addr::from(base.saturating_add(1)),
+            address: gateway,
         },
         None => Hop {
             name: format!("node at {}", peer.public_ip),
-            address: Ipv4Addr::from(base),
+            address: base,
         },
     })
 }

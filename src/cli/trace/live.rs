@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use muslin_stack::api::live::{Call, LiveReport, NodeReport, Seen, Send, Sighting, Told, Watch};
+use muslin_stack::api::live::{
+    Call, LiveReport, MAX_TOLD, NodeReport, Send, Sighting, Told, Watch,
+};
 use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Protocol, Verdict};
-use muslin_stack::datapath::trace::Probe;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::{Arguments, asked, sockets};
-use crate::daemon::protocol;
 use crate::error::{Error, Result};
 use crate::page::journey::{self, Stop};
 use crate::process::block_on;
@@ -46,10 +46,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 /// What became of the probes, and which of the nodes have clocks of their own.
 async fn probe(arguments: &Arguments) -> Result<(LiveReport, Vec<bool>)> {
     let nodes = journey::reach(&sockets(arguments)?).await?;
-    let mut beginning = arguments.beginning();
-    if beginning.size == 0 {
-        beginning.size = Probe::least(protocol(beginning.protocol), true);
-    }
+    let beginning = arguments.beginning();
     let way = journey::stops(&nodes, asked(arguments, &nodes), &beginning).await?;
     let (Journey { parts, unknown }, stops) = way;
     let (Some(first), Some(sender)) = (parts.first(), stops.first()) else {
@@ -57,7 +54,8 @@ async fn probe(arguments: &Arguments) -> Result<(LiveReport, Vec<bool>)> {
     };
     let packet = first.packet.clone();
     let id = u64::from_ne_bytes(random()?);
-    let time = INTERVAL * arguments.count + PATIENCE + Duration::from_secs(5);
+    // Nodes may take their time for each.
+    let time = 2 * INTERVAL * arguments.count + Duration::from_secs(10);
     let watch = Watch {
         id,
         source: packet.source,
@@ -120,10 +118,10 @@ async fn probe(arguments: &Arguments) -> Result<(LiveReport, Vec<bool>)> {
 
 /// Sends the probes, one after the other.
 async fn send(sender: &Stop<'_>, id: u64, count: u32, packet: &Beginning) -> Result<()> {
+    let mut times = interval(INTERVAL);
+    times.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for sequence in 1..=count {
-        if sequence > 1 {
-            sleep(INTERVAL).await;
-        }
+        times.tick().await;
         let send = Send {
             id,
             sequence,
@@ -140,15 +138,26 @@ async fn look(id: u64, stops: &[Stop<'_>], reports: &mut [NodeReport]) {
         if report.silent.is_some() {
             continue;
         }
-        match stop.live(Call::Seen { id }).await {
-            Ok(Told::Seen(Seen {
-                sightings, missed, ..
-            })) => {
-                report.sightings = sightings;
-                report.missed = missed;
-            }
-            Ok(_) => report.silent = Some("it answers something else".to_owned()),
-            Err(error) => report.silent = Some(error.to_string()),
+        if let Err(error) = look_at(id, stop, report).await {
+            report.silent = Some(error.to_string());
+        }
+        // Its workers tell of what they saw one after the other.
+        report.sightings.sort_by_key(|it| it.at_us);
+    }
+}
+
+/// Takes what a node has seen since it was asked last.
+async fn look_at(id: u64, stop: &Stop<'_>, report: &mut NodeReport) -> Result<()> {
+    loop {
+        let from = report.sightings.len();
+        let Told::Seen(seen) = stop.live(Call::Seen { id, from }).await? else {
+            return Err(Error::failed("it answers something else"));
+        };
+        let is_all = seen.sightings.len() < MAX_TOLD;
+        report.missed = seen.missed;
+        report.sightings.extend(seen.sightings);
+        if is_all {
+            return Ok(());
         }
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use muslin_stack::api::live::MAX_COUNT;
 use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Part, Protocol};
 
-use super::NodeChoice;
+use super::{NodeChoice, VersionChoice};
 use crate::error::{Error, Result};
 use crate::page::journey::{self, Reached};
 use crate::process::block_on;
@@ -21,6 +21,8 @@ use crate::terminal::text::plain;
 pub(super) struct Arguments {
     #[command(flatten)]
     node: NodeChoice,
+    #[command(flatten)]
+    version: VersionChoice,
     /// Who sends the packet: a pod by its name or address, `host`, or `outside`
     from: String,
     /// Who is to get it: a pod, a node, an address, `gateway`, `host` or `outside`
@@ -37,7 +39,7 @@ pub(super) struct Arguments {
     /// Length of the IP packet [default: that of its headers]
     #[arg(long, value_name = "BYTES")]
     size: Option<u16>,
-    /// Time to live
+    /// Time to live, or hop limit
     #[arg(long, default_value_t = 64)]
     ttl: u8,
     /// The packet must not be fragmented
@@ -125,6 +127,8 @@ impl Arguments {
             size: self.size.map_or(0, usize::from),
             ttl: self.ttl,
             dont_fragment: self.df,
+            version: self.version.version(),
+            has_mark: self.live,
         }
     }
 }

@@ -3,14 +3,15 @@
 
 mod words;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use muslin_encap::tunnel::ipip;
-use muslin_stack::addresses::ipv4;
+use muslin_stack::addresses::{Addresses, Dual, Nets};
 use muslin_stack::api::exchange::{Ask, Told};
 use muslin_stack::api::published::Transport;
 use muslin_stack::api::trace::{
     Arrival, Beginning, Medium, Next, Outcome, Packet, Part, Protocol, Question, Step, Verdict,
+    Version,
 };
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::names::Found;
@@ -20,7 +21,7 @@ use muslin_stack::datapath::node;
 use muslin_stack::datapath::port::PortId;
 use muslin_stack::datapath::trace::{self, Entrance, Mark, Probe, Trace, TraceStep};
 use muslin_stack::datapath::tunnel::Tunnel;
-use smoltcp::wire::EthernetAddress;
+use smoltcp::wire::{EthernetAddress, IpVersion};
 use words::Words;
 
 use super::exchange;
@@ -30,8 +31,9 @@ use crate::dns::DOMAIN;
 use crate::error::{Error, Result};
 use crate::terminal::suggest::hint;
 
-/// Somebody outside, whose address nobody has (RFC 5737).
+/// Somebody outside, whose addresses nobody has (RFC 5737, RFC 3849).
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// A packet that is about to come in.
 struct Incoming {
@@ -73,7 +75,7 @@ pub(super) async fn part(running: &RunningNode, question: Question) -> Result<Pa
     };
     let (entrance, bytes) = (incoming.entrance, incoming.bytes);
     let packet = words.summary_of(entrance, &bytes);
-    let packet = packet.ok_or_else(|| Error::usage("what is to be traced is no packet of IPv4"))?;
+    let packet = packet.ok_or_else(|| Error::usage("what is to be traced is no IP packet"))?;
     let trace = running.workers.trace(entrance, bytes).await;
     let trace = trace.map_err(Error::failed)?;
     Ok(Part {
@@ -100,7 +102,7 @@ impl Unsent {
                 "The sender's own kernel keeps it, and the node does not see it.",
             ),
             false => (
-                "arp",
+                if destination.is_ipv4() { "arp" } else { "ndp" },
                 format!(
                     "{destination} is in the sender's own subnet, and no pod has it: nobody answers"
                 ),
@@ -110,7 +112,7 @@ impl Unsent {
         };
         Ok(Part {
             node: words.node().to_owned(),
-            packet: packet.ok_or_else(|| Error::usage("no packet of IPv4"))?,
+            packet: packet.ok_or_else(|| Error::usage("no IP packet"))?,
             steps: vec![Step {
                 kind: kind.to_owned(),
                 text: step,
@@ -178,28 +180,27 @@ async fn begin_at_pod(
     pod: &Pod,
     mark: Option<Mark>,
 ) -> Result<std::result::Result<Incoming, Unsent>> {
-    let source = pod.address.ipv4();
-    let source = source.ok_or_else(|| Error::usage("the pod has no address of IPv4"))?;
-    let destination = find(running, &beginning.to)?;
+    let facts = &running.facts;
+    let (source, destination) = ends(beginning, pod.address, find(running, &beginning.to)?)?;
     let probe = Probe {
         mark,
-        ..probe(beginning, source.into(), destination)
+        ..probe(beginning, source, destination)
     };
-    if destination.is_loopback() || destination == IpAddr::from(source) {
+    if destination.is_loopback() || destination == source {
         return Ok(Err(Unsent {
             probe,
             destination,
             is_own: true,
         }));
     }
-    let is_near = ipv4(destination).is_some_and(|it| running.facts.subnet.contains(&it));
-    let own = [
-        gateway::address(running.facts.subnet),
-        running.facts.subnet.network(),
-    ];
-    let next_hop = if let Some(group) = group_mac(destination, running.facts.subnet.broadcast()) {
+    let is_near = match destination {
+        IpAddr::V4(it) => facts.subnets.ipv4().is_some_and(|net| net.contains(&it)),
+        IpAddr::V6(it) => facts.subnets.ipv6().is_some_and(|net| net.contains(&it)),
+    };
+    let is_gateway = gateway::addresses(facts.subnets).contains(destination);
+    let next_hop = if let Some(group) = group_mac(destination, facts.subnets) {
         group
-    } else if is_near && !own.map(IpAddr::V4).contains(&destination) {
+    } else if is_near && !is_gateway {
         let neighbours = running.workers.neighbours().await.map_err(Error::failed)?;
         let known = neighbours.pods.get(&destination);
         match known.and_then(|(place, _)| *place) {
@@ -213,7 +214,7 @@ async fn begin_at_pod(
             }
         }
     } else {
-        running.facts.gateway_mac
+        facts.gateway_mac
     };
     let bytes = probe.frame(pod.mac, next_hop).map_err(Error::usage)?;
     let entrance = Entrance::Port(pod.port);
@@ -226,9 +227,9 @@ fn begin_at_host(running: &RunningNode, beginning: &Beginning) -> Result<Incomin
             "this machine has no host interface: make it with 'muslin host-interface'",
         ));
     }
-    let destination = find(running, &beginning.to)?;
-    let source = running.facts.subnet.network();
-    let packet = probe(beginning, source.into(), destination).packet();
+    let host = Addresses::from(running.facts.subnet.network());
+    let (source, destination) = ends(beginning, host, find(running, &beginning.to)?)?;
+    let packet = probe(beginning, source, destination).packet();
     Ok(Incoming {
         entrance: Entrance::Host,
         bytes: packet.map_err(Error::usage)?,
@@ -263,11 +264,10 @@ fn begin_outside(running: &RunningNode, beginning: &Beginning) -> Result<Incomin
             "nobody outside reaches port {port} of {to}: {all}"
         )));
     };
-    let address = pod.address.ipv4();
-    let address = address.ok_or_else(|| Error::usage("the pod has no address of IPv4"))?;
+    let (source, destination) = ends(beginning, outside(), pod.address)?;
     let probe = Probe {
         destination_port: leads.pod_port,
-        ..probe(beginning, OUTSIDE.into(), address.into())
+        ..probe(beginning, source, destination)
     };
     Ok(Incoming {
         entrance: Entrance::Egress,
@@ -276,7 +276,7 @@ fn begin_outside(running: &RunningNode, beginning: &Beginning) -> Result<Incomin
 }
 
 /// What a probe carries that is asked about in these words.
-pub(crate) const fn protocol(protocol: Protocol) -> trace::Protocol {
+const fn protocol(protocol: Protocol) -> trace::Protocol {
     match protocol {
         Protocol::Tcp => trace::Protocol::Tcp,
         Protocol::Udp => trace::Protocol::Udp,
@@ -284,14 +284,58 @@ pub(crate) const fn protocol(protocol: Protocol) -> trace::Protocol {
     }
 }
 
+/// The addresses of a packet's ends, of the IP version that is asked for, or that of an address that is
+/// named, or the first that both ends have.
+fn ends(beginning: &Beginning, from: Addresses, to: Addresses) -> Result<(IpAddr, IpAddr)> {
+    let (sender, receiver) = (&beginning.from, &beginning.to);
+    let named = [sender, receiver].map(|name| name.parse::<IpAddr>().ok().map(Version::of));
+    let wanted = beginning
+        .version
+        .or_else(|| named.into_iter().flatten().next());
+    let both = |version| match version {
+        Version::Ipv4 => Some((from.ipv4()?.into(), to.ipv4()?.into())),
+        Version::Ipv6 => Some((from.ipv6()?.into(), to.ipv6()?.into())),
+    };
+    let found = match wanted {
+        Some(version) => both(version),
+        None => both(Version::Ipv4).or_else(|| both(Version::Ipv6)),
+    };
+    found.ok_or_else(|| {
+        let version = wanted.unwrap_or(if from.ipv4().is_some() {
+            Version::Ipv4
+        } else {
+            Version::Ipv6
+        });
+        let has = |end: Addresses| match version {
+            Version::Ipv4 => end.ipv4().is_some(),
+            Version::Ipv6 => end.ipv6().is_some(),
+        };
+        let name = if has(from) { receiver } else { sender };
+        Error::usage(format!("'{name}' has no address of {version}"))
+    })
+}
+
+fn outside() -> Addresses {
+    Dual::with_ipv4(OUTSIDE, Some(OUTSIDE_V6))
+}
+
 fn probe(beginning: &Beginning, source: IpAddr, destination: IpAddr) -> Probe {
+    let protocol = protocol(beginning.protocol);
+    let version = match destination {
+        IpAddr::V4(_) => IpVersion::Ipv4,
+        IpAddr::V6(_) => IpVersion::Ipv6,
+    };
+    let len = match (beginning.size, beginning.has_mark) {
+        (0, has_mark) => Probe::least(version, protocol, has_mark),
+        (len, _) => len,
+    };
     Probe {
         source,
         destination,
-        protocol: protocol(beginning.protocol),
+        protocol,
         source_port: beginning.source_port,
         destination_port: beginning.destination_port,
-        len: beginning.size,
+        len,
         ttl: beginning.ttl,
         dont_fragment: beginning.dont_fragment,
         mark: None,
@@ -310,16 +354,19 @@ fn sender(pods: &Pods, name: &str) -> Option<Pod> {
         .map(|(_, pod)| pod.clone())
 }
 
-/// The address that `name` stands for.
-fn find(running: &RunningNode, name: &str) -> Result<IpAddr> {
-    if let Ok(address) = name.parse() {
-        return Ok(address);
+/// The addresses that `name` stands for.
+fn find(running: &RunningNode, name: &str) -> Result<Addresses> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return Ok(match address {
+            IpAddr::V4(address) => address.into(),
+            IpAddr::V6(address) => address.into(),
+        });
     }
-    let subnet = running.facts.subnet;
+    let facts = &running.facts;
     match name {
-        "outside" => return Ok(OUTSIDE.into()),
-        "gateway" => return Ok(gateway::address(subnet).into()),
-        "host" => return Ok(subnet.network().into()),
+        "outside" => return Ok(outside()),
+        "gateway" => return Ok(facts.gateways()),
+        "host" => return Ok(facts.subnet.network().into()),
         _ => {}
     }
     let names = running.naming.names.read();
@@ -327,17 +374,15 @@ fn find(running: &RunningNode, name: &str) -> Result<IpAddr> {
         .strip_suffix(DOMAIN)
         .and_then(|name| name.strip_suffix('.'));
     if let Found::Addresses(addresses) = names.find(below.unwrap_or(name))
-        && let Some(address) = addresses.first()
+        // Pods of one name on several nodes: the first of each version.
+        && let Some(addresses) = Addresses::collect(addresses.into_iter().rev())
     {
-        return Ok(*address);
+        return Ok(addresses);
     }
-    let is_own = name == running.facts.settings.name;
-    let node = match names.subnet_of(name) {
-        Some(subnet) => ipv4(subnet.network()),
-        None => is_own.then(|| subnet.network()),
-    };
-    // The first address after the base is a gateway's.
-    let gateway = node.map(|base| IpAddr::from(Ipv4Addr::from(u32::from(base).saturating_add(1))));
+    let is_own = name == facts.settings.name;
+    let subnets = names.subnets_of(name);
+    let subnets = subnets.or_else(|| is_own.then_some(facts.subnets));
+    let gateway = subnets.map(|it| it.map(gateway::address, gateway::address_v6));
     gateway.ok_or_else(|| {
         let hint = hint(name, names.all());
         // As it is where a pod is not attached: it may be in a moment.
@@ -380,27 +425,40 @@ fn next(running: &RunningNode, trace: &Trace) -> Option<Next> {
             _ => None,
         })?;
     let (public_ip, node) = running.peer_named(id)?;
-    let own = running.interface().public_ip;
+    let own = match public_ip {
+        IpAddr::V4(_) => running.interface().public_ip.into(),
+        IpAddr::V6(_) => running.public_ipv6()?.into(),
+    };
     Some(Next {
         public_ip,
         node,
         arrival: Arrival {
             by,
-            source: SocketAddr::new(own.into(), running.facts.plan.port),
+            source: SocketAddr::new(own, running.facts.plan.port),
             packet: Packet(packet.clone()),
         },
     })
 }
 
-/// The MAC address of a group's, or of all of a subnet whose last address that is (RFC 1112 section 6.4).
-fn group_mac(destination: IpAddr, last: Ipv4Addr) -> Option<EthernetAddress> {
-    let destination = ipv4(destination)?;
-    if destination == last || destination.is_broadcast() {
-        return Some(EthernetAddress::BROADCAST);
+/// The MAC address of a group's, or of all of a subnet whose last address that is (RFC 1112 section 6.4,
+/// RFC 2464 section 7).
+fn group_mac(destination: IpAddr, subnets: Nets) -> Option<EthernetAddress> {
+    match destination {
+        IpAddr::V4(it) => {
+            let last = subnets.ipv4().map(|net| net.broadcast());
+            if Some(it) == last || it.is_broadcast() {
+                return Some(EthernetAddress::BROADCAST);
+            }
+            let [_, a, b, c] = it.octets();
+            let group = EthernetAddress([0x01, 0x00, 0x5e, a & 0x7f, b, c]);
+            it.is_multicast().then_some(group)
+        }
+        IpAddr::V6(it) => {
+            let [.., a, b, c, d] = it.octets();
+            let group = EthernetAddress([0x33, 0x33, a, b, c, d]);
+            it.is_multicast().then_some(group)
+        }
     }
-    let [_, a, b, c] = destination.octets();
-    let group = EthernetAddress([0x01, 0x00, 0x5e, a & 0x7f, b, c]);
-    destination.is_multicast().then_some(group)
 }
 
 /// How a MAC address is written.

@@ -1,5 +1,8 @@
 //! Decisions of the data path in words.
 
+use std::net::IpAddr;
+
+use muslin_encap::ip::v6;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::Vni;
 use muslin_stack::api::trace::{Outcome, Step, Summary, Verdict};
@@ -14,7 +17,7 @@ use muslin_stack::datapath::trace::{Entrance, Holding, Known, Switched, Trace, T
 use muslin_stack::datapath::tunnel::Tunnel;
 use smoltcp::wire::{
     ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Icmpv4Message, Icmpv4Packet,
-    IpProtocol, Ipv4Packet, TcpPacket, UdpPacket,
+    Icmpv6Message, Icmpv6Packet, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket,
 };
 
 use super::super::running::{RunningNode, endpoint_words};
@@ -38,7 +41,7 @@ impl<'a> Words<'a> {
         &self.running.facts.settings.name
     }
 
-    /// What a packet is that comes in there; nothing if it is none of IPv4.
+    /// What a packet is that comes in there; nothing if it is no IP packet.
     pub(super) fn summary_of(&self, entrance: Entrance, bytes: &[u8]) -> Option<Summary> {
         let packet = match entrance {
             Entrance::Port(_) | Entrance::Uplink => of_frame(bytes)?,
@@ -294,7 +297,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn neighbour(&self, address: std::net::IpAddr, port: Option<PortId>, known: Known) -> String {
+    fn neighbour(&self, address: IpAddr, port: Option<PortId>, known: Known) -> String {
         let whose = port.map(|port| format!(", {}'s", self.pod(port)));
         let whose = whose.unwrap_or_default();
         match known {
@@ -305,7 +308,13 @@ impl<'a> Words<'a> {
                     mac(place)
                 )
             }
-            Known::Sought => format!("{address} is asked for by ARP, and the packet waits"),
+            Known::Sought => {
+                let by = match address {
+                    IpAddr::V4(_) => "ARP",
+                    IpAddr::V6(_) => "neighbour discovery",
+                };
+                format!("{address} is asked for by {by}, and the packet waits")
+            }
             Known::Awaited => {
                 format!(
                     "{address} was a pod's before this node began anew: the packet waits for it"
@@ -338,33 +347,80 @@ const VXLAN_LEN: usize = 8;
 
 fn of_frame(bytes: &[u8]) -> Option<&[u8]> {
     let view = frame::parse(bytes).ok()?;
-    (view.ethertype() == EthernetProtocol::Ipv4).then(|| &bytes[frame::HEADER_LEN..])
+    let is_ip = matches!(
+        view.ethertype(),
+        EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6
+    );
+    is_ip.then(|| &bytes[frame::HEADER_LEN..])
 }
 
-fn summary(packet: &[u8]) -> Option<Summary> {
-    let view = Ipv4Packet::new_checked(packet).ok()?;
-    let mut text = transport(&view);
-    text.push_str(&format!(
-        ", {} bytes, TTL {}",
-        packet.len(),
-        view.hop_limit()
-    ));
-    if view.dont_frag() {
-        text.push_str(", not to be fragmented");
+/// What an IP packet is, in words and with its addresses.
+struct Read {
+    source: IpAddr,
+    destination: IpAddr,
+    /// What it carries.
+    content: String,
+    /// The hops that are left, and whether it must not be fragmented.
+    hops: String,
+}
+
+fn read(packet: &[u8]) -> Option<Read> {
+    if packet.first()? >> 4 == 6 {
+        return read_v6(packet);
     }
-    Some(Summary {
+    let view = Ipv4Packet::new_checked(packet).ok()?;
+    let content = match view.frag_offset() {
+        0 => transport(view.next_header(), view.payload()),
+        _ => "a fragment".to_owned(),
+    };
+    let cut = if view.dont_frag() {
+        ", not to be fragmented"
+    } else {
+        ""
+    };
+    Some(Read {
         source: view.src_addr().into(),
         destination: view.dst_addr().into(),
-        text,
+        content,
+        hops: format!("TTL {}{cut}", view.hop_limit()),
     })
 }
 
-fn transport(view: &Ipv4Packet<&[u8]>) -> String {
-    let payload = view.payload();
-    if view.frag_offset() != 0 {
-        return "a fragment".to_owned();
-    }
-    match view.next_header() {
+fn read_v6(packet: &[u8]) -> Option<Read> {
+    v6::check(packet).ok()?;
+    let view = Ipv6Packet::new_unchecked(packet);
+    let content = match v6::upper_layer(packet) {
+        Ok(upper) if upper.is_later_fragment() => "a fragment".to_owned(),
+        Ok(upper) => {
+            let payload = packet.get(upper.offset..).unwrap_or_default();
+            transport(upper.protocol.into(), payload)
+        }
+        Err(error) => error.to_string(),
+    };
+    Some(Read {
+        source: view.src_addr().into(),
+        destination: view.dst_addr().into(),
+        content,
+        hops: format!("hop limit {}", view.hop_limit()),
+    })
+}
+
+fn summary(packet: &[u8]) -> Option<Summary> {
+    let Read {
+        source,
+        destination,
+        content,
+        hops,
+    } = read(packet)?;
+    Some(Summary {
+        source,
+        destination,
+        text: format!("{content}, {} bytes, {hops}", packet.len()),
+    })
+}
+
+fn transport(protocol: IpProtocol, payload: &[u8]) -> String {
+    match protocol {
         IpProtocol::Tcp => match TcpPacket::new_checked(payload) {
             Ok(it) => format!("TCP from port {} to {}", it.src_port(), it.dst_port()),
             Err(_) => "TCP".to_owned(),
@@ -381,7 +437,28 @@ fn transport(view: &Ipv4Packet<&[u8]>) -> String {
             Ok(it) => icmp(&it).to_owned(),
             Err(_) => "ICMP".to_owned(),
         },
+        IpProtocol::Icmpv6 => match Icmpv6Packet::new_checked(payload) {
+            Ok(it) => icmp_v6(&it).to_owned(),
+            Err(_) => "ICMPv6".to_owned(),
+        },
         other => format!("{other}"),
+    }
+}
+
+fn icmp_v6(message: &Icmpv6Packet<&[u8]>) -> &'static str {
+    match (message.msg_type(), message.msg_code()) {
+        (Icmpv6Message::EchoRequest, _) => "ICMPv6 echo request",
+        (Icmpv6Message::EchoReply, _) => "ICMPv6 echo reply",
+        (Icmpv6Message::TimeExceeded, _) => "ICMPv6 time exceeded",
+        (Icmpv6Message::PktTooBig, _) => "ICMPv6 packet too big",
+        (Icmpv6Message::DstUnreachable, 0) => "ICMPv6 no route to destination",
+        (Icmpv6Message::DstUnreachable, 1) => "ICMPv6 prohibited",
+        (Icmpv6Message::DstUnreachable, 3) => "ICMPv6 address unreachable",
+        (Icmpv6Message::DstUnreachable, 4) => "ICMPv6 port unreachable",
+        (Icmpv6Message::DstUnreachable, _) => "ICMPv6 destination unreachable",
+        (Icmpv6Message::NeighborSolicit, _) => "neighbour solicitation",
+        (Icmpv6Message::NeighborAdvert, _) => "neighbour advertisement",
+        _ => "ICMPv6",
     }
 }
 
@@ -401,15 +478,17 @@ fn icmp(message: &Icmpv4Packet<&[u8]>) -> &'static str {
 }
 
 fn packet_words(bytes: &[u8]) -> String {
-    match Ipv4Packet::new_checked(bytes) {
-        Ok(view) => format!(
-            "{}, {} bytes, from {} to {}",
-            transport(&view),
-            bytes.len(),
-            view.src_addr(),
-            view.dst_addr()
+    match read(bytes) {
+        Some(Read {
+            source,
+            destination,
+            content,
+            ..
+        }) => format!(
+            "{content}, {} bytes, from {source} to {destination}",
+            bytes.len()
         ),
-        Err(_) => format!("{} bytes", bytes.len()),
+        None => format!("{} bytes", bytes.len()),
     }
 }
 
@@ -431,7 +510,7 @@ fn frame_words(bytes: &[u8]) -> String {
             ArpOperation::Request => format!("ARP request for {target_protocol_addr}"),
             _ => format!("ARP reply of {source_protocol_addr}"),
         },
-        (Ok(EthernetProtocol::Ipv4), _) => packet_words(payload),
+        (Ok(EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6), _) => packet_words(payload),
         _ => format!("a frame of {} bytes", bytes.len()),
     }
 }

@@ -487,6 +487,9 @@ pub struct Status {
     pub uplink: Option<String>,
     /// MTU of its pods in bytes.
     pub mtu: u16,
+    /// The same of what pods send in IPv6 through their gateway, if they have that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_v6: Option<u16>,
     /// The device pods are attached by.
     pub device: String,
     /// Threads that move packets.

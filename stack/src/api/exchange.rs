@@ -7,12 +7,11 @@
 //!
 //! ```text
 //! 0      4      5       6       7         8        24                  len-32
-//! | "MTX1" | kind | piece | pieces | zero | number | a part of the JSON | code |
+//! | "MTX2" | kind | piece | pieces | zero | number | a part of the JSON | code |
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -20,7 +19,7 @@ use thiserror::Error;
 use super::credentials::is_same;
 use super::live;
 use super::trace::{Arrival, Part};
-use crate::addresses::ipv4;
+use crate::addresses::{Addresses, Nets};
 pub use crate::datapath::exchange::MAX_LEN;
 
 /// Pieces that an answer may have.
@@ -30,7 +29,7 @@ pub const ID_LEN: usize = 16;
 /// Bytes of an authentication code: HMAC-SHA-256 (RFC 4231).
 pub const CODE_LEN: usize = 32;
 
-const MAGIC: &[u8; 4] = b"MTX1";
+const MAGIC: &[u8; 4] = b"MTX2";
 const HEADER_LEN: usize = MAGIC.len() + 4 + ID_LEN;
 const MAX_BODY: usize = MAX_LEN - HEADER_LEN - CODE_LEN;
 
@@ -54,13 +53,13 @@ pub enum Kind {
     Answer,
 }
 
-/// The gateways between which it is asked.
+/// The gateways between which it is asked, of one IP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
     /// Who asks.
-    pub asker: Ipv4Addr,
+    pub asker: IpAddr,
     /// Who is to answer.
-    pub answerer: Ipv4Addr,
+    pub answerer: IpAddr,
 }
 
 /// What is asked.
@@ -75,15 +74,18 @@ pub enum Ask {
 }
 
 impl Ask {
-    /// Whether the node with that lease and public address may ask it: about packets that it can have
-    /// sent, and probes of its own pods. Nothing is sent for others.
+    /// Whether the node with that lease and those public addresses may ask it: about packets that it can
+    /// have sent, and probes of its own pods. Nothing is sent for others.
     #[must_use]
-    pub fn is_allowed(&self, lease: Ipv4Net, public_ip: IpAddr) -> bool {
+    pub fn is_allowed(&self, lease: Nets, public_ip: Addresses) -> bool {
         match self {
-            Self::Trace(arrival) => arrival.source.ip() == public_ip,
-            Self::Live(live::Call::Watch(watch)) => {
-                ipv4(watch.source).is_some_and(|source| lease.contains(&source))
-            }
+            Self::Trace(arrival) => public_ip
+                .iter::<IpAddr>()
+                .any(|own| own == arrival.source.ip()),
+            Self::Live(live::Call::Watch(watch)) => match watch.source {
+                IpAddr::V4(source) => lease.ipv4().is_some_and(|it| it.contains(&source)),
+                IpAddr::V6(source) => lease.ipv6().is_some_and(|it| it.contains(&source)),
+            },
             // Who knows the number has begun to watch.
             Self::Live(live::Call::Seen { .. } | live::Call::End { .. }) => true,
             Self::Live(live::Call::Send(_) | live::Call::Elsewhere { .. }) => false,
@@ -115,7 +117,7 @@ pub struct Asked {
 impl Asked {
     /// The gateway that asked.
     #[must_use]
-    pub const fn asker(&self) -> Ipv4Addr {
+    pub const fn asker(&self) -> IpAddr {
         self.ends.asker
     }
 }
@@ -294,7 +296,7 @@ impl Answering {
     pub fn take(
         &mut self,
         secret: &impl Secret,
-        from: Ipv4Addr,
+        from: IpAddr,
         bytes: &[u8],
     ) -> Result<Option<Told>, Fault> {
         let head = Head::read(bytes)?;
@@ -341,9 +343,14 @@ fn write(
     (code, bytes)
 }
 
-/// All before the body has one length.
+/// All before the body has one length: addresses of IPv4 are written as those of IPv6 that stand for them
+/// (RFC 4291 section 2.5.5.2).
 fn code(secret: &impl Secret, header: &[u8], ends: Ends, question: &Code, body: &[u8]) -> Code {
-    let (asker, answerer) = (ends.asker.octets(), ends.answerer.octets());
+    let octets = |address| match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => Ipv6Addr::octets(&address),
+    };
+    let (asker, answerer) = (octets(ends.asker), octets(ends.answerer));
     secret.code(&[header, &asker, &answerer, question, body])
 }
 
@@ -473,14 +480,24 @@ mod tests {
 
     #[test]
     fn nodes_ask_about_what_is_theirs_only() {
-        let (own, others) = ([192, 0, 2, 1].into(), [192, 0, 2, 3].into());
-        let lease: Ipv4Net = "10.244.1.0/24".parse().unwrap();
-        assert!(ask().is_allowed(lease, own));
-        assert!(!ask().is_allowed(lease, others));
-        let watch = |source: [u8; 4]| {
+        let addresses = |text: &str| text.parse::<Addresses>().unwrap();
+        let own = addresses("192.0.2.1,fd09::1");
+        let lease: Nets = "10.244.1.0/24,fd00:1::/64".parse().unwrap();
+        for (own, allowed) in [("192.0.2.1,fd09::1", true), ("192.0.2.3,fd09::3", false)] {
+            assert_eq!(ask().is_allowed(lease, addresses(own)), allowed);
+        }
+        let Ask::Trace(mut arrival) = ask() else {
+            unreachable!()
+        };
+        for (source, allowed) in [("[fd09::1]:8472", true), ("[fd09::3]:8472", false)] {
+            arrival.source = source.parse().unwrap();
+            let is_allowed = Ask::Trace(arrival.clone()).is_allowed(lease, own);
+            assert_eq!(is_allowed, allowed, "{source}");
+        }
+        let watch = |source: &str| {
             live::Call::Watch(live::Watch {
                 id: 1,
-                source: source.into(),
+                source: source.parse().unwrap(),
                 destination: [10, 244, 2, 2].into(),
                 for_ms: 1,
             })
@@ -494,21 +511,25 @@ mod tests {
             size: 0,
             ttl: 1,
             dont_fragment: false,
+            version: None,
+            has_mark: false,
         };
         let send = live::Call::Send(live::Send {
             id: 1,
             sequence: 1,
             packet,
         });
-        let call = Box::new(watch([10, 244, 1, 2]));
+        let call = Box::new(watch("10.244.1.2"));
         let elsewhere = live::Call::Elsewhere {
-            public_ip: own,
+            public_ip: [192, 0, 2, 1].into(),
             call,
         };
         for (call, allowed) in [
-            (watch([10, 244, 1, 2]), true),
-            (watch([10, 244, 2, 2]), false),
-            (live::Call::Seen { id: 1 }, true),
+            (watch("10.244.1.2"), true),
+            (watch("10.244.2.2"), false),
+            (watch("fd00:1::2"), true),
+            (watch("fd00:2::2"), false),
+            (live::Call::Seen { id: 1, from: 0 }, true),
             (live::Call::End { id: 1 }, true),
             (send, false),
             (elsewhere, false),

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::trace::{Beginning, Summary, Verdict};
 
-/// Probes that can be sent at once: what each node has seen of them has to fit into one answer.
-pub const MAX_COUNT: u32 = 20;
+/// Probes that can be sent at once: a node keeps what it has seen of them.
+pub const MAX_COUNT: u32 = 500;
+/// Sightings in one answer: they have to fit into one of another node's ([`super::exchange::MAX_PIECES`]).
+pub const MAX_TOLD: usize = 40;
 /// How long a node may be asked to watch, in milliseconds.
-pub const MAX_WATCH_MS: u64 = 120_000;
+pub const MAX_WATCH_MS: u64 = 240_000;
 
 /// What a node is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,10 +25,13 @@ pub enum Call {
     Watch(Watch),
     /// Send a probe, as if a pod of the node had sent it.
     Send(Send),
-    /// Tell what was seen until now.
+    /// Tell what was seen until now, the next [`MAX_TOLD`] sightings.
     Seen {
         /// The number of the probes.
         id: u64,
+        /// How many sightings are known already.
+        #[serde(default)]
+        from: usize,
     },
     /// Watch no more.
     End {
@@ -82,7 +87,7 @@ pub enum Told {
 pub struct Seen {
     /// The node's name.
     pub node: String,
-    /// What it has seen, in the order of time.
+    /// What it has seen, behind what is known already, in the order in which it was noted.
     pub sightings: Vec<Sighting>,
     /// Packets of the sender that came faster than they were looked at.
     pub missed: u64,

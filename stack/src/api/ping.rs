@@ -1,6 +1,6 @@
 //! What `muslin ping` tells at its end.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ pub struct PingReport {
     /// What was pinged, as it was named.
     pub target: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The hops on the way, the last of which is the target.
     pub way: Vec<PingedHop>,
     /// The longest packet that is answered, if that was looked for.
@@ -29,7 +29,7 @@ pub struct PingedHop {
     /// Who it is, in words.
     pub name: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Echo requests that were sent there.
     pub sent: u64,
     /// How many of them were answered.

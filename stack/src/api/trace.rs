@@ -3,7 +3,7 @@
 //! Each node tells its own part of a packet's way. Where its part ends with a packet on the way to
 //! another node, whoever asked gives that packet to that node ([`Question::Arrival`]).
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -49,6 +49,42 @@ pub struct Beginning {
     pub ttl: u8,
     /// Whether it must not be cut into fragments.
     pub dont_fragment: bool,
+    /// Its IP version: by default that of the addresses that are named, or else IPv4 if both ends have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// Whether the shortest one has room for a mark, by which it is known again once it is sent.
+    #[serde(default)]
+    pub has_mark: bool,
+}
+
+/// An IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Version {
+    /// Version 4.
+    Ipv4,
+    /// Version 6.
+    Ipv6,
+}
+
+impl Version {
+    /// That of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::Ipv4,
+            IpAddr::V6(_) => Self::Ipv6,
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        })
+    }
 }
 
 /// What a traced packet carries.

@@ -123,13 +123,20 @@ impl Names {
         }
     }
 
-    /// The subnet of the node with this name, of those whose records count.
+    /// The subnets of the node with this name, of those for which its record counts.
     #[must_use]
-    pub fn subnet_of(&self, node: &str) -> Option<IpNet> {
-        let counts = |subnet: &IpNet| self.leased.contains(subnet);
-        let mut records = self.records.iter().filter(|(subnet, _)| counts(subnet));
-        let found = records.find(|(_, record)| record.node.as_str() == node);
-        found.map(|(subnet, _)| *subnet)
+    pub fn subnets_of(&self, node: &str) -> Option<Nets> {
+        let is_its = |record: &NodeRecord| record.node.as_str() == node;
+        let records = self.records.iter().filter(|(_, record)| is_its(record));
+        let subnets = records.map(|(subnet, _)| *subnet);
+        let (mut ipv4, mut ipv6) = (None, None);
+        for subnet in subnets.filter(|subnet| self.leased.contains(subnet)) {
+            match subnet {
+                IpNet::V4(subnet) => ipv4 = ipv4.or(Some(subnet)),
+                IpNet::V6(subnet) => ipv6 = ipv6.or(Some(subnet)),
+            }
+        }
+        Nets::new(ipv4, ipv6)
     }
 
     /// All pods and nodes by their names, in order: what somebody may have meant by another one.

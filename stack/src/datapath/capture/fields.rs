@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use muslin_encap::ip::v6;
 use muslin_encap::tunnel::{Format, ipip};
 use smoltcp::wire::{ArpPacket, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
@@ -100,14 +101,21 @@ impl Fields {
             return Self::default();
         }
         let view = Ipv6Packet::new_unchecked(bytes);
-        // As in pcap filters, what is behind extension headers is not looked for.
-        let protocol = view.next_header();
+        // Other than in pcap filters, extension headers are passed over, as far as they are there.
+        let (protocol, rest) = match v6::upper_layer(bytes) {
+            Ok(upper) => {
+                let rest = bytes.get(upper.offset..);
+                let rest = rest.filter(|_| !upper.is_later_fragment());
+                (upper.protocol.into(), rest)
+            }
+            Err(_) => (view.next_header(), None),
+        };
         Self {
             ethertype: Some(EthernetProtocol::Ipv6),
             protocol: Some(protocol),
             source: Some(view.src_addr().into()),
             destination: Some(view.dst_addr().into()),
-            ports: bytes.get(40..).and_then(|rest| ports(protocol, rest)),
+            ports: rest.and_then(|rest| ports(protocol, rest)),
         }
     }
 }

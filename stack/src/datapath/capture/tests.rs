@@ -76,6 +76,18 @@ fn filters_mean_what_pcap_filters_mean() {
         &six
     ));
     assert!(!matches("ip", &six));
+    // Ports are found behind destination options, and behind a first fragment's header.
+    for header in [[6, 0, 1, 4, 0, 0, 0, 0], [6, 0, 0, 0, 0, 0, 0, 7]] {
+        let mut behind = six.clone();
+        behind.splice(54..54, header);
+        behind[14 + 5] += 8;
+        behind[14 + 6] = if header[2] == 1 { 60 } else { 44 };
+        assert!(matches("tcp port 80 and ip6", &behind), "{header:?}");
+        // Of a later one nobody knows more than the protocol.
+        behind[14 + 6] = 44;
+        behind[54 + 3] = 8;
+        assert!(matches("tcp", &behind) && !matches("port 80", &behind));
+    }
 }
 
 #[test]

@@ -84,6 +84,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
             self.ledger.step(|| TraceStep::Gateway {
                 address: destination.into(),
             });
+            if self.is_exchange_v6(origin, packet) {
+                packet.complete_checksum();
+                self.take_exchange_v6(now, packet)?;
+                return Ok(Verdict::Consumed);
+            }
             if self.egress_v6.is_some() && is_for_egress(packet.as_slice(), upper) {
                 return Ok(Verdict::Egress);
             }

@@ -1,11 +1,11 @@
 //! Probes: packets as somebody would send them, to be traced.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use muslin_encap::ip::v4;
+use muslin_encap::ip::{v4, v6};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpProtocol,
-    Ipv4Packet, TcpPacket, TcpSeqNumber, UdpPacket,
+    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Message, Icmpv4Packet, Icmpv6Message,
+    Icmpv6Packet, IpProtocol, IpVersion, Ipv4Packet, TcpPacket, TcpSeqNumber, UdpPacket,
 };
 use thiserror::Error;
 
@@ -52,9 +52,9 @@ pub struct Probe {
     pub destination_port: u16,
     /// Its length in bytes with the IP header; as short as can be if that is 0.
     pub len: usize,
-    /// The time to live that it begins with.
+    /// The time to live, or hop limit, that it begins with.
     pub ttl: u8,
-    /// Whether it must not be cut into fragments.
+    /// Whether it must not be cut into fragments, as no router cuts any of IPv6.
     pub dont_fragment: bool,
     /// What its payload begins with, if it is really to be sent.
     pub mark: Option<Mark>,
@@ -102,9 +102,9 @@ impl Mark {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ProbeError {
-    /// Only packets of IPv4 can be traced so far.
-    #[error("only packets of IPv4 can be traced, and {0} is none")]
-    NotIpv4(IpAddr),
+    /// The addresses are not of one IP version.
+    #[error("{0} and {1} are not of one IP version")]
+    Versions(IpAddr, IpAddr),
     /// It is shorter than its headers, with its mark, or longer than a packet can be.
     #[error("a packet of this kind has {least} to {} bytes", v4::MAX_LEN)]
     Len {
@@ -116,9 +116,13 @@ pub enum ProbeError {
 impl Probe {
     /// The length in bytes of the shortest one that carries this, with a mark or without.
     #[must_use]
-    pub const fn least(protocol: Protocol, is_marked: bool) -> usize {
+    pub const fn least(version: IpVersion, protocol: Protocol, is_marked: bool) -> usize {
+        let header = match version {
+            IpVersion::Ipv4 => v4::HEADER_LEN,
+            IpVersion::Ipv6 => v6::HEADER_LEN,
+        };
         let mark = if is_marked { Mark::LEN } else { 0 };
-        v4::HEADER_LEN + protocol.header_len() + mark
+        header + protocol.header_len() + mark
     }
 
     /// The packet, which begins with its IP header.
@@ -126,20 +130,37 @@ impl Probe {
     /// # Errors
     /// `ProbeError`.
     pub fn packet(&self) -> Result<Vec<u8>, ProbeError> {
-        let (source, destination) = (address(self.source)?, address(self.destination)?);
-        let protocol = match self.protocol {
-            Protocol::Tcp => IpProtocol::Tcp,
-            Protocol::Udp => IpProtocol::Udp,
-            Protocol::Icmp => IpProtocol::Icmp,
-        };
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => self.packet_v4(source, destination),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => self.packet_v6(source, destination),
+            (source, destination) => Err(ProbeError::Versions(source, destination)),
+        }
+    }
+
+    /// Room for the packet with its mark, and where the IP header ends.
+    fn room(&self, version: IpVersion) -> Result<(Vec<u8>, usize), ProbeError> {
         let mark = self.mark.map(Mark::to_bytes);
-        let payload = Self::least(self.protocol, false);
-        let least = Self::least(self.protocol, mark.is_some());
+        let payload = Self::least(version, self.protocol, false);
+        let least = Self::least(version, self.protocol, mark.is_some());
         let len = if self.len == 0 { least } else { self.len };
         if !(least..=v4::MAX_LEN).contains(&len) {
             return Err(ProbeError::Len { least });
         }
         let mut bytes = vec![0; len];
+        if let Some(mark) = mark {
+            bytes[payload..least].copy_from_slice(&mark);
+        }
+        Ok((bytes, payload - self.protocol.header_len()))
+    }
+
+    fn packet_v4(&self, source: Ipv4Addr, destination: Ipv4Addr) -> Result<Vec<u8>, ProbeError> {
+        let protocol = match self.protocol {
+            Protocol::Tcp => IpProtocol::Tcp,
+            Protocol::Udp => IpProtocol::Udp,
+            Protocol::Icmp => IpProtocol::Icmp,
+        };
+        let (mut bytes, header_len) = self.room(IpVersion::Ipv4)?;
+        let len = bytes.len();
         let mut view = Ipv4Packet::new_unchecked(&mut bytes);
         view.set_version(4);
         view.set_header_len(v4::HEADER_LEN as u8);
@@ -150,10 +171,29 @@ impl Probe {
         view.set_src_addr(source);
         view.set_dst_addr(destination);
         view.fill_checksum();
-        if let Some(mark) = mark {
-            bytes[payload..least].copy_from_slice(&mark);
-        }
-        self.write_payload(&mut bytes[v4::HEADER_LEN..]);
+        self.write_payload(&mut bytes[header_len..]);
+        Ok(bytes)
+    }
+
+    fn packet_v6(&self, source: Ipv6Addr, destination: Ipv6Addr) -> Result<Vec<u8>, ProbeError> {
+        let next_header = match self.protocol {
+            Protocol::Tcp => IpProtocol::Tcp,
+            Protocol::Udp => IpProtocol::Udp,
+            Protocol::Icmp => IpProtocol::Icmpv6,
+        };
+        let (mut bytes, header_len) = self.room(IpVersion::Ipv6)?;
+        let (head, payload) = bytes.split_at_mut(header_len);
+        let header = v6::Header {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len: payload.len() as u16,
+            next_header,
+            hop_limit: self.ttl,
+            source,
+            destination,
+        };
+        head.copy_from_slice(&header.to_bytes());
+        self.write_payload(payload);
         Ok(bytes)
     }
 
@@ -172,7 +212,10 @@ impl Probe {
         let mut view = EthernetFrame::new_unchecked(&mut bytes);
         view.set_src_addr(source);
         view.set_dst_addr(destination);
-        view.set_ethertype(EthernetProtocol::Ipv4);
+        view.set_ethertype(match self.destination {
+            IpAddr::V4(_) => EthernetProtocol::Ipv4,
+            IpAddr::V6(_) => EthernetProtocol::Ipv6,
+        });
         Ok(bytes)
     }
 
@@ -181,6 +224,7 @@ impl Probe {
             smoltcp::wire::IpAddress::from(self.source),
             smoltcp::wire::IpAddress::from(self.destination),
         );
+        let sequence = self.mark.map_or(1, |mark| mark.sequence as u16);
         match self.protocol {
             Protocol::Tcp => {
                 let mut segment = TcpPacket::new_unchecked(payload);
@@ -201,18 +245,24 @@ impl Probe {
                 datagram.set_len(len);
                 datagram.fill_checksum(&source, &destination);
             }
-            Protocol::Icmp => {
-                let mut echo = Icmpv4Packet::new_unchecked(payload);
-                echo.set_msg_type(Icmpv4Message::EchoRequest);
-                echo.set_msg_code(0);
-                echo.set_echo_ident(self.source_port);
-                echo.set_echo_seq_no(self.mark.map_or(1, |mark| mark.sequence as u16));
-                echo.fill_checksum();
-            }
+            Protocol::Icmp => match (self.source, self.destination) {
+                (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                    let mut echo = Icmpv6Packet::new_unchecked(payload);
+                    echo.set_msg_type(Icmpv6Message::EchoRequest);
+                    echo.set_msg_code(0);
+                    echo.set_echo_ident(self.source_port);
+                    echo.set_echo_seq_no(sequence);
+                    echo.fill_checksum(&source, &destination);
+                }
+                _ => {
+                    let mut echo = Icmpv4Packet::new_unchecked(payload);
+                    echo.set_msg_type(Icmpv4Message::EchoRequest);
+                    echo.set_msg_code(0);
+                    echo.set_echo_ident(self.source_port);
+                    echo.set_echo_seq_no(sequence);
+                    echo.fill_checksum();
+                }
+            },
         }
     }
-}
-
-fn address(address: IpAddr) -> Result<Ipv4Addr, ProbeError> {
-    crate::addresses::ipv4(address).ok_or(ProbeError::NotIpv4(address))
 }

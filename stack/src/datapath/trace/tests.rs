@@ -316,7 +316,45 @@ fn probes_are_packets_or_refused() {
         assert_eq!(transport.header_len() + headers.payload.slice().len(), 1380);
     }
     let six = "fd00::1".parse().unwrap();
-    assert_eq!(probe(six).packet(), Err(ProbeError::NotIpv4(six)));
+    let mixed = probe(six);
+    let versions = ProbeError::Versions(mixed.source, six);
+    assert_eq!(mixed.packet(), Err(versions));
+    for (protocol, least) in [
+        (Protocol::Tcp, 60),
+        (Protocol::Udp, 48),
+        (Protocol::Icmp, 48),
+    ] {
+        let of = |len| Probe {
+            source: "fd00::2".parse().unwrap(),
+            len,
+            protocol,
+            ..probe(six)
+        };
+        assert_eq!(of(0).packet().unwrap().len(), least);
+        assert_eq!(of(least - 1).packet(), Err(ProbeError::Len { least }));
+        let frame = of(1400).frame(GATEWAY_MAC, GATEWAY_MAC).unwrap();
+        let headers = etherparse::PacketHeaders::from_ethernet_slice(&frame).unwrap();
+        let Some(etherparse::NetHeaders::Ipv6(ip, _)) = headers.net else {
+            panic!("{headers:?}")
+        };
+        let payload = headers.payload.slice();
+        let is_right = match headers.transport.unwrap() {
+            etherparse::TransportHeader::Tcp(tcp) => {
+                tcp.checksum == tcp.calc_checksum_ipv6(&ip, payload).unwrap()
+            }
+            etherparse::TransportHeader::Udp(udp) => {
+                udp.checksum == udp.calc_checksum_ipv6(&ip, payload).unwrap()
+            }
+            etherparse::TransportHeader::Icmpv6(icmp) => {
+                let sum = icmp
+                    .icmp_type
+                    .calc_checksum(ip.source, ip.destination, payload);
+                icmp.checksum == sum.unwrap()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert!(is_right, "{protocol:?}");
+    }
 }
 
 #[test]
