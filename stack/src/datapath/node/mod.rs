@@ -89,8 +89,8 @@ pub struct NodeConfig {
     pub tunnel: Tunnel,
     /// MTU of pods and of the way to peers, in bytes of inner IP packets.
     pub mtu: Mtu,
-    /// The same of IPv6, to whose peers packets go over IPv6: 1,280 bytes or more, if there is a lease
-    /// of IPv6.
+    /// The same of IPv6 on the way to peers, to which packets go over IPv6: 1,280 bytes or more, if there
+    /// is a lease of IPv6. Pods' own links take as much as in IPv4.
     pub mtu_v6: Mtu,
     /// Whether the MSS that TCP connections with peers' pods begin with is lowered to what the path
     /// takes, so that they need no ICMP errors to find that out.
@@ -763,7 +763,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.config.mtu_v6 = mtu.max(Mtu::MIN_IPV6);
     }
 
-    /// MTU of IPv6 for pods and of the way to peers.
+    /// MTU of IPv6 of the way to peers.
     #[must_use]
     pub fn mtu_v6(&self) -> Mtu {
         self.config.mtu_v6

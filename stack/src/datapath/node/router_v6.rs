@@ -273,7 +273,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
     fn path_mtu_v6(&self, via: ViaV6) -> Mtu {
         match (via, &self.uplink) {
             (Via::Peer(_, peer), Some(link)) if peer.path == Path::Uplink => link.uplink.mtu,
-            _ => self.config.mtu_v6,
+            (Via::Peer(..), _) => self.config.mtu_v6,
+            // Their interfaces are as wide as those of pods with IPv4 alone.
+            (Via::Pods, _) => self.config.mtu.max(self.config.mtu_v6),
         }
     }
 

@@ -939,8 +939,14 @@ fn packets_from_and_to_outside() {
             udp("::1".parse().unwrap(), at(1, 2), 9),
             Err(DropReason::SourceAddressInvalid),
         ),
+        // The pod's own link takes more than the way to peers does.
+        (udp(outside, at(1, 2), 1450 - 48), Ok(POD_PORT)),
         (
-            udp(outside, at(1, 2), 1400),
+            udp(outside, at(1, 2), 1451 - 48),
+            Err(DropReason::FragmentationNeeded),
+        ),
+        (
+            udp(at(1, 1), at(2, 2), MTU as usize - 47),
             Err(DropReason::FragmentationNeeded),
         ),
     ] {
