@@ -179,6 +179,36 @@ fn leases_with_and_without_ipv6_are_one_network() {
     }
 }
 
+/// Pods with addresses of both versions talk, ask servers and are visited in IPv6, too, by a tunnel and
+/// bare, beside a node and pods of IPv4 alone, whatever a rogue does.
+#[test]
+fn pods_of_both_versions_are_one_network() {
+    for backend in [Backend::Vxlan(VxlanOptions::default()), Backend::HostGw] {
+        let network = "10.244.0.0/16".parse().unwrap();
+        let range = Ipv6Range::new("fd00:244::/60".parse().unwrap(), None).unwrap();
+        let config = NetworkConfig::new(network, None, backend).unwrap();
+        let mut setup = Setup::new(config.with_ipv6(range).unwrap(), 3);
+        setup.workers = 2;
+        let mut events = vec![
+            (0, Event::Join(0)),
+            (0, Event::Join(1)),
+            (0, Event::Join(2)),
+        ];
+        events.extend([0, 0, 1, 2].map(|machine| (100, Event::Attach(machine))));
+        for trick in 0..18 {
+            events.push((1_000, Event::Misbehave { victim: 1, trick }));
+            let (from, to) = (0, 2);
+            let bytes = 20_000;
+            events.push((0, Event::Talk { from, to, bytes }));
+        }
+        let plan = Plan::scripted(5, setup, events);
+        let ran = run(&plan, false);
+        let Summary { figures, .. } =
+            ran.unwrap_or_else(|failure| panic!("{}\n{}", failure.violation, failure.tables));
+        assert!(figures.frames_v6 > 500, "{figures:?}");
+    }
+}
+
 /// Nodes that join together write within the milliseconds in which a node of flannel's has no watch.
 #[test]
 fn a_flannel_node_that_loses_changes_learns_of_all_that_join_at_once() {

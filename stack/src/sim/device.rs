@@ -1,9 +1,9 @@
 //! Devices at ports of simulated nodes: their interface to the simulator, which its own pods and
 //! rogues have, too, and what they exchange with it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio;
 use smoltcp::time::Instant;
@@ -50,6 +50,8 @@ pub struct Assigned {
     pub subnet: Ipv4Net,
     /// Its gateway's address, which answers ARP.
     pub gateway: Ipv4Addr,
+    /// The address of IPv6 of its interface, if its node has that, and its gateway's.
+    pub ipv6: Option<(Ipv6Net, Ipv6Addr)>,
     /// Its gateway's MAC address.
     pub gateway_mac: EthernetAddress,
     /// The MTU of its interface, in bytes of IP packets.
@@ -85,7 +87,7 @@ pub enum Order {
     /// order, and get them back, without those.
     Talk {
         /// Where to.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// The flow's number, which [`pattern`] makes bytes of.
         flow: u64,
         /// How many bytes.
@@ -96,7 +98,7 @@ pub enum Order {
     /// Send a datagram with a payload of so many bytes, which comes back.
     Query {
         /// Where to.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// What its payload begins with.
         identity: Identity,
         /// Bytes of payload.
@@ -105,7 +107,7 @@ pub enum Order {
     /// Ping, with a payload of so many bytes.
     Ping {
         /// Where to.
-        to: Ipv4Addr,
+        to: IpAddr,
         /// What its payload begins with.
         identity: Identity,
         /// Bytes of payload.
@@ -118,6 +120,8 @@ pub enum Order {
     Misbehave {
         /// About whom.
         victim: Ipv4Addr,
+        /// Its address of IPv6, if it has one.
+        victim_v6: Option<Ipv6Addr>,
         /// What payloads begin with.
         identity: Identity,
         /// Which of the rogue's tricks.

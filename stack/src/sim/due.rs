@@ -1,6 +1,6 @@
 //! What is due at which time, and for which process.
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use smoltcp::time::Instant;
 
@@ -101,9 +101,9 @@ pub(super) enum Happening {
     /// Its readiness is reported to egress.
     Event,
     /// An answer to a datagram comes from there.
-    Answer(SocketAddrV4, Vec<u8>),
+    Answer(SocketAddr, Vec<u8>),
     /// Word comes that a datagram to there has not found anybody.
-    Failure(SocketAddrV4, Vec<u8>),
+    Failure(SocketAddr, Vec<u8>),
 }
 
 /// When something is scheduled to be polled.

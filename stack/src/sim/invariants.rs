@@ -1,12 +1,14 @@
 //! What must be true of a node at any time.
 
 use smoltcp::time::Instant;
-use smoltcp::wire::{ArpRepr, Ipv4Packet};
+use smoltcp::wire::{ArpRepr, EthernetProtocol, Ipv4Packet, Ipv6Packet};
 
 use super::machine::LeasedNode;
 use super::outcome::Violation;
 use super::store::Retimed;
 use crate::datapath::frame;
+use crate::datapath::gateway;
+use crate::datapath::ndp::Message;
 use crate::datapath::node::{Node, Verdict};
 use crate::datapath::port::PortId;
 use crate::datapath::trace::{Trace, TraceStep};
@@ -102,10 +104,38 @@ pub(super) fn refusal(
     packet: &[u8],
 ) -> Result<(), Violation> {
     let (awaited, until) = &running.awaited;
-    match Ipv4Packet::new_checked(packet) {
-        Ok(view) if now < *until && awaited.contains(&view.dst_addr()) => Err(Violation(format!(
-            "machine {machine} refuses a packet for {}, which is about to be attached again",
-            view.dst_addr()
+    let to = match packet.first().map(|first| first >> 4) {
+        Some(6) => Ipv6Packet::new_checked(packet).map(|view| view.dst_addr().into()),
+        _ => Ipv4Packet::new_checked(packet).map(|view| view.dst_addr().into()),
+    };
+    match to {
+        Ok(to) if now < *until && awaited.contains(&to) => Err(Violation(format!(
+            "machine {machine} refuses a packet for {to}, which is about to be attached again"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// No pod hears in neighbour discovery that an address is where it is not, or that there is a router
+/// but the gateway.
+fn claim_of_ipv6(running: &LeasedNode, packet: &[u8]) -> Result<(), Violation> {
+    let (address, claimed) = match Message::parse(packet) {
+        Ok(Some(Message::Solicitation(it))) => (it.source, it.mac),
+        Ok(Some(Message::Advertisement(it))) => (it.target, it.mac),
+        Err(DropReason::RouterAdvertisement) => {
+            return Err(Violation("a pod gets a router advertisement".to_owned()));
+        }
+        // A broken one is for the receiver to see.
+        Ok(Some(Message::RouterSolicitation { .. }) | None) | Err(_) => return Ok(()),
+    };
+    let pods = running.ports.values();
+    let pods = pods.filter_map(|plugged| Some((plugged.address_v6?, plugged.mac)));
+    let own = gateway::addresses(running.key.nets());
+    let own = own.ipv6().iter().map(|own| (*own, running.gateway_mac));
+    let mut places = pods.chain(own);
+    match (places.find(|(owned, _)| *owned == address), claimed) {
+        (Some((_, mac)), Some(claimed)) if mac != claimed => Err(Violation(format!(
+            "a pod hears that {address} is at {claimed}, and it is at {mac}"
         ))),
         _ => Ok(()),
     }
@@ -144,6 +174,9 @@ pub(super) fn sender(running: &LeasedNode, bytes: &[u8]) -> Result<(), Violation
         )));
     }
     let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
+    if frame::parse(bytes).is_ok_and(|view| view.ethertype() == EthernetProtocol::Ipv6) {
+        return claim_of_ipv6(running, payload);
+    }
     let Some(ArpRepr::EthernetIpv4 {
         source_hardware_addr: claimed,
         source_protocol_addr: address,

@@ -1,9 +1,10 @@
 //! A machine: its address, what it keeps on disk, and the node's process while that runs.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
@@ -79,7 +80,7 @@ pub(super) struct LeasedNode {
     pub(super) unplugged: BTreeSet<PodName>,
     /// The addresses of all pods of the processes before that were not attached again, and until when
     /// nobody may be told that they are not there.
-    pub(super) awaited: (BTreeSet<Ipv4Addr>, Instant),
+    pub(super) awaited: (BTreeSet<IpAddr>, Instant),
     /// MAC addresses of pods that are no longer attached; a frame of theirs may be on its way.
     pub(super) gone: BTreeSet<EthernetAddress>,
 }
@@ -91,6 +92,8 @@ pub(super) struct Plugged {
     pub(super) answers: bool,
     pub(super) mac: EthernetAddress,
     pub(super) address: Ipv4Addr,
+    /// Its IPv6 address, if its node has an IPv6 subnet.
+    pub(super) address_v6: Option<Ipv6Addr>,
     /// What the device's pings say of who sent them.
     pub(super) sender: u64,
     pub(super) device: Box<dyn Device>,
@@ -120,6 +123,44 @@ impl Machine {
 
     pub(super) fn running(&mut self, who: Who) -> Option<&mut LeasedNode> {
         self.process(who)?.running.as_mut()
+    }
+
+    /// Whether the interface has room for IPv6, which it need not have kept.
+    pub(super) fn carries_ipv6(&self) -> bool {
+        let plan = self.process.as_ref().and_then(|it| it.control.plan());
+        plan.is_some_and(|plan| plan.mtu_v6().is_some())
+    }
+
+    /// Its subnets, each with the address by which others reach it.
+    pub(super) fn places(&self) -> Vec<(IpNet, IpAddr)> {
+        let process = self.process.as_ref();
+        let running = process.and_then(|process| process.running.as_ref());
+        let Some(key) = running.map(|running| running.key) else {
+            return Vec::new();
+        };
+        let ipv6 = self.public_ipv6.filter(|_| self.carries_ipv6());
+        let ipv4 = key.ipv4().map(|net| (net.into(), self.public_ip.into()));
+        let ipv6 = key
+            .ipv6()
+            .zip(ipv6)
+            .map(|(net, host)| (net.into(), host.into()));
+        ipv4.into_iter().chain(ipv6).collect()
+    }
+
+    /// The IPv6 address of one of its pods, if the interface has room for IPv6.
+    pub(super) fn pod_v6(&self, is_it: impl Fn(PortId, &Plugged) -> bool) -> Option<Ipv6Addr> {
+        let process = self.process.as_ref().filter(|_| self.carries_ipv6())?;
+        let mut ports = process.running.as_ref()?.ports.iter();
+        let (_, plugged) = ports.find(|(port, plugged)| is_it(**port, plugged))?;
+        plugged.address_v6
+    }
+}
+
+impl Plugged {
+    /// The device's addresses.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let ipv6 = self.address_v6.map(IpAddr::V6);
+        iter::once(IpAddr::V4(self.address)).chain(ipv6)
     }
 }
 

@@ -1,12 +1,12 @@
 //! A simulated host's socket for datagrams or echo requests, with the servers that it asks.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::time::Duration;
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet};
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, Icmpv6Message, Icmpv6Packet};
 
-use super::constants::ROUTER;
+use super::constants::{ROUTER, ROUTER_V6};
 use super::device::Identity;
 use super::due::Happening;
 use super::outside::{Script, Server};
@@ -26,16 +26,16 @@ pub(super) struct Mailbox {
     pub(super) protocol: Protocol,
     pub(super) marks: Option<Marks>,
     /// The servers to which it has sent something.
-    ends: BTreeMap<Ipv4Addr, End>,
+    ends: BTreeMap<IpAddr, End>,
     /// The one to which it was to send last.
-    pub(super) latest: Option<Ipv4Addr>,
+    pub(super) latest: Option<IpAddr>,
     /// The payload of which the last datagram was the beginning or the next piece, and where the piece
     /// ended: a rogue says of a datagram that it is a superpacket.
     train: Option<(Identity, usize)>,
     /// What has come, and from where.
-    pub(super) answers: VecDeque<(SocketAddrV4, Vec<u8>)>,
+    pub(super) answers: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Datagrams without a receiver, and where they were sent.
-    pub(super) failures: VecDeque<(SocketAddrV4, Vec<u8>)>,
+    pub(super) failures: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Bytes that went out, and that were read.
     pub(super) written: u64,
     pub(super) read: u64,
@@ -73,7 +73,7 @@ impl Mailbox {
     /// Why the socket fails, if it does.
     fn failure(&self) -> Option<HostError> {
         let (to, _) = self.failures.front()?;
-        Some(match Server::at(*to.ip()) {
+        Some(match Server::at(to.ip()) {
             Some(Server::Refuses) => HostError::Refused,
             _ => HostError::HostUnreachable,
         })
@@ -82,7 +82,7 @@ impl Mailbox {
     /// Whether a datagram may go out there.
     pub(super) fn check(
         &mut self,
-        to: Ipv4Addr,
+        to: IpAddr,
         is_cut: bool,
         random: &mut Random,
     ) -> Result<(), HostError> {
@@ -105,19 +105,23 @@ impl Mailbox {
     }
 
     /// Whose datagram this is; nothing for a further piece of one that was cut.
-    pub(super) fn read_identity(&mut self, bytes: &[u8]) -> Result<Option<Identity>, &'static str> {
+    pub(super) fn read_identity(
+        &mut self,
+        to: IpAddr,
+        bytes: &[u8],
+    ) -> Result<Option<Identity>, &'static str> {
         self.written += bytes.len() as u64;
         if self.marks.is_none() {
             return Err("sends datagrams without marks");
         }
         let payload = match self.protocol {
             Protocol::Ping => {
-                let echo = Icmpv4Packet::new_checked(bytes);
-                let echo = echo.map_err(|_| "sends half an echo request")?;
-                if echo.msg_type() != Icmpv4Message::EchoRequest {
+                let data = bytes.get(HEADER_LEN..);
+                let data = data.ok_or("sends half an echo request")?;
+                if bytes[0] != echo_request(to) {
                     return Err("sends what is no echo request");
                 }
-                &bytes[HEADER_LEN..]
+                data
             }
             Protocol::Tcp | Protocol::Udp => bytes,
         };
@@ -132,14 +136,14 @@ impl Mailbox {
     }
 
     /// What a server does about a datagram, and when.
-    pub(super) fn reaction(&self, to: SocketAddrV4, bytes: &[u8]) -> Option<(Duration, Happening)> {
-        let End { server, script, .. } = self.ends.get(to.ip())?;
+    pub(super) fn reaction(&self, to: SocketAddr, bytes: &[u8]) -> Option<(Duration, Happening)> {
+        let End { server, script, .. } = self.ends.get(&to.ip())?;
         if server.echoes() {
             let mut from = to;
             if self.protocol == Protocol::Udp {
                 from.set_port(script.answers_from.unwrap_or(to.port()));
             }
-            let answer = Happening::Answer(from, answer(self.protocol, bytes));
+            let answer = Happening::Answer(from, answer(self.protocol, to.ip(), bytes));
             return Some((script.latency, answer));
         }
         let fails = match server {
@@ -150,7 +154,7 @@ impl Mailbox {
         fails.then(|| (script.latency, Happening::Failure(to, bytes.to_vec())))
     }
 
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<(usize, SocketAddrV4), HostError> {
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<(usize, SocketAddr), HostError> {
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
@@ -164,26 +168,51 @@ impl Mailbox {
         let (to, failure) = self.failures.pop_front()?;
         let len = failure.len().min(quoted.len());
         quoted[..len].copy_from_slice(&failure[..len]);
-        let (error, from) = match Server::at(*to.ip()) {
-            Some(Server::Refuses) => (IcmpError::PortUnreachable, *to.ip()),
-            _ => (IcmpError::HostUnreachable, ROUTER),
+        let (error, from) = match Server::at(to.ip()) {
+            Some(Server::Refuses) => (IcmpError::PortUnreachable, to.ip()),
+            _ => (IcmpError::HostUnreachable, router(to)),
         };
         Some(Complaint {
             error,
-            from: Some(from.into()),
-            to: to.into(),
+            from: Some(from),
+            to,
             len,
         })
     }
 }
 
-fn answer(protocol: Protocol, bytes: &[u8]) -> Vec<u8> {
+/// The router that says that it does not find an address.
+fn router(to: SocketAddr) -> IpAddr {
+    match to {
+        SocketAddr::V4(_) => ROUTER.into(),
+        SocketAddr::V6(_) => ROUTER_V6.into(),
+    }
+}
+
+/// The type of echo requests to an address (RFC 792, RFC 4443 section 4.1).
+fn echo_request(to: IpAddr) -> u8 {
+    match to {
+        IpAddr::V4(_) => Icmpv4Message::EchoRequest.into(),
+        IpAddr::V6(_) => Icmpv6Message::EchoRequest.into(),
+    }
+}
+
+/// What a server at an address answers, without the checksum of ICMPv6, which the host has verified.
+fn answer(protocol: Protocol, server: IpAddr, bytes: &[u8]) -> Vec<u8> {
     let mut answer = bytes.to_vec();
-    if protocol == Protocol::Ping {
-        let mut echo = Icmpv4Packet::new_unchecked(&mut answer);
-        echo.set_msg_type(Icmpv4Message::EchoReply);
-        echo.set_echo_ident(IDENT);
-        echo.fill_checksum();
+    match (protocol, server) {
+        (Protocol::Ping, IpAddr::V4(_)) => {
+            let mut echo = Icmpv4Packet::new_unchecked(&mut answer);
+            echo.set_msg_type(Icmpv4Message::EchoReply);
+            echo.set_echo_ident(IDENT);
+            echo.fill_checksum();
+        }
+        (Protocol::Ping, IpAddr::V6(_)) => {
+            let mut echo = Icmpv6Packet::new_unchecked(&mut answer);
+            echo.set_msg_type(Icmpv6Message::EchoReply);
+            echo.set_echo_ident(IDENT);
+        }
+        (Protocol::Tcp | Protocol::Udp, _) => {}
     }
     answer
 }

@@ -28,7 +28,7 @@
 //!   dropped`.
 //! * A pod gets no frame for another MAC or IP address, or from a MAC address that is nobody's, no
 //!   ping whose source is not its sender, none twice unless a link has doubled it, and hears no false
-//!   claim in ARP.
+//!   claim in ARP or neighbour discovery, and no router advertisement or redirect.
 //! * TCP brings every byte as it was sent, whatever links do.
 //! * Nobody is told that a pod is not there which was attached before its node's restart, until it
 //!   is attached again, or ten seconds have passed.
@@ -78,6 +78,15 @@
 //! * All pods are reached by clients of their published port: from outside, and from their own host,
 //!   whose address they must not see.
 //! * In one of seven runs a day passes then. No flow is left then, and the same must hold.
+//!
+//! # IPv6
+//!
+//! Some networks have IPv6 beside IPv4, and the last of three machines has no address of it. Pods with an
+//! address of each version talk, ping, ask servers and are visited by the one or the other, and rogues do
+//! in IPv6 what they do in IPv4, and what there is in IPv6 alone: false claims in neighbour discovery, also
+//! behind options and in fragments, router advertisements, redirects, chains of extension headers.
+//! All that must hold is held against both. Links damage nothing of IPv6, since the kernel verifies its
+//! checksum in the tunnel.
 //!
 //! # The store
 //!
@@ -194,6 +203,7 @@ mod pod;
 mod queue;
 mod random;
 mod rogue;
+mod rogue_v6;
 mod run;
 mod scale;
 mod sharing;

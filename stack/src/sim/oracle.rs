@@ -1,12 +1,13 @@
 //! What must be true of every frame that a device gets, and of every subnet that a node has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
+use muslin_encap::ip::v6;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::Instant;
 use smoltcp::wire::{
-    EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, UdpPacket,
+    EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket,
 };
 
 use super::constants::PREFIX;
@@ -15,7 +16,8 @@ use super::due::Who;
 use super::machine::Plugged;
 use super::outcome::{Figures, Violation};
 use super::outside::Server;
-use super::packet::quoted_source;
+use super::packet::{self, quoted_source};
+use crate::addresses::Addresses;
 use crate::control::lease::{SubnetKey, lease_prefix};
 use crate::datapath::frame;
 use crate::datapath::port::PortId;
@@ -40,7 +42,7 @@ pub(super) enum Flow {
 pub(super) struct Errand {
     pub(super) who: Who,
     pub(super) port: PortId,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     pub(super) server: Server,
     pub(super) since: Instant,
     /// How crowded egress was before.
@@ -52,8 +54,8 @@ pub(super) struct Errand {
 /// What is known of everything that was sent.
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
-    /// Devices by the number that their pings have, and the address that each was given.
-    senders: BTreeMap<u64, Ipv4Addr>,
+    /// Devices by the number that their pings have, and the addresses that each was given.
+    senders: BTreeMap<u64, Addresses>,
     flows: BTreeMap<u64, Flow>,
     /// Those of them that go to servers outside.
     pub(super) errands: BTreeMap<u64, Errand>,
@@ -69,9 +71,9 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
-    pub(super) fn new_sender(&mut self, address: Ipv4Addr) -> u64 {
+    pub(super) fn new_sender(&mut self, addresses: Addresses) -> u64 {
         let sender = self.senders.len() as u64 + 1;
-        self.senders.insert(sender, address);
+        self.senders.insert(sender, addresses);
         sender
     }
 
@@ -90,15 +92,16 @@ impl Oracle {
         self.flows.get(&flow).copied().unwrap_or(Flow::Open)
     }
 
-    /// The address that a device was given.
-    pub(super) fn address_of(&self, sender: u64) -> Option<Ipv4Addr> {
-        self.senders.get(&sender).copied()
+    /// Whether a device was given an address.
+    pub(super) fn has(&self, sender: u64, address: IpAddr) -> bool {
+        let addresses = self.senders.get(&sender);
+        addresses.is_some_and(|addresses| addresses.iter().any(|it: IpAddr| it == address))
     }
 
     /// Who talks to which server in a flow.
     pub(super) fn client_of(&self, flow: u64) -> Option<(IpAddr, Option<Server>)> {
         let errand = self.errands.get(&flow);
-        errand.map(|errand| (errand.address.into(), Some(errand.server)))
+        errand.map(|errand| (errand.address, Some(errand.server)))
     }
 
     /// A datagram or echo request goes on to a server outside; false if it has before.
@@ -174,6 +177,10 @@ impl Oracle {
         if destination != to.mac && !destination.is_multicast() {
             return wrong(format!("for {destination}"));
         }
+        if view.ethertype() == EthernetProtocol::Ipv6 && !destination.is_multicast() {
+            let checked = self.check_packet_v6(to, view.payload());
+            return checked.or_else(wrong);
+        }
         if view.ethertype() != EthernetProtocol::Ipv4 || destination.is_multicast() {
             return Ok(());
         }
@@ -189,11 +196,9 @@ impl Oracle {
         }
         if ip.next_header() == IpProtocol::Udp {
             let datagram = UdpPacket::new_checked(ip.payload());
-            let identity = datagram.ok().and_then(|it| Identity::read(it.payload()));
-            if let Some(Identity { ping, sender }) = identity
-                && (sender != to.sender || !self.seen.insert((ping, Way::Answer)))
-            {
-                return wrong(format!("that answers datagram {ping} of device {sender}"));
+            if let Ok(datagram) = datagram {
+                let checked = self.check_datagram(to, ip.src_addr().into(), datagram.payload());
+                return checked.or_else(wrong);
             }
         }
         if let Some(source) = quoted_source(&ip)
@@ -217,24 +222,107 @@ impl Oracle {
         let Some(identity) = Identity::read(data) else {
             return Ok(());
         };
-        let sender = self.senders.get(&identity.sender).copied();
-        let from = ip.src_addr();
-        if way == Way::Request && sender != Some(from) {
-            return wrong(format!(
-                "that is ping {} of {sender:?} and says it is from {from}",
-                identity.ping
+        let ends = (ip.src_addr().into(), to.address.into());
+        let checked = self.check_ping(to, ends, way, identity);
+        checked.or_else(wrong)
+    }
+
+    /// A ping is its sender's, an answer for who asked, and each comes once.
+    fn check_ping(
+        &mut self,
+        to: &Plugged,
+        (from, own): (IpAddr, IpAddr),
+        way: Way,
+        Identity { ping, sender }: Identity,
+    ) -> Result<(), String> {
+        if way == Way::Request && !self.has(sender, from) {
+            let says = "and says it is from";
+            return Err(format!(
+                "that is ping {ping} of device {sender} {says} {from}"
             ));
         }
-        if way == Way::Answer && sender != Some(to.address) {
-            return wrong(format!("that answers ping {} of {sender:?}", identity.ping));
+        if way == Way::Answer && !self.has(sender, own) {
+            return Err(format!("that answers ping {ping} of device {sender}"));
         }
-        if Server::at(from).is_some() && identity.sender != to.sender {
-            return wrong(format!("that answers ping {} of another", identity.ping));
+        if Server::at(from).is_some() && sender != to.sender {
+            return Err(format!("that answers ping {ping} of another"));
         }
-        let is_new = self.seen.insert((identity.ping, way));
-        if !is_new && !self.doubled.contains(&identity.ping) {
-            return wrong(format!("of ping {} for the second time", identity.ping));
+        let is_new = self.seen.insert((ping, way));
+        if !is_new && !self.doubled.contains(&ping) {
+            return Err(format!("of ping {ping} for the second time"));
         }
         Ok(())
     }
+
+    /// A datagram is its sender's; one from outside answers its receiver's, and comes once.
+    fn check_datagram(&mut self, to: &Plugged, from: IpAddr, payload: &[u8]) -> Result<(), String> {
+        let Some(Identity { ping, sender }) = Identity::read(payload) else {
+            return Ok(());
+        };
+        if self.is_ours(from) {
+            let says = "and says it is from";
+            return match self.has(sender, from) {
+                true => Ok(()),
+                false => Err(format!(
+                    "that is datagram {ping} of device {sender} {says} {from}"
+                )),
+            };
+        }
+        if sender != to.sender || !self.seen.insert((ping, Way::Answer)) {
+            return Err(format!("that answers datagram {ping} of device {sender}"));
+        }
+        Ok(())
+    }
+
+    /// Whether an address is that of a device that was ever attached.
+    fn is_ours(&self, address: IpAddr) -> bool {
+        let mut all = self.senders.values();
+        all.any(|addresses| addresses.iter().any(|it: IpAddr| it == address))
+    }
+
+    /// The same of an IPv6 packet for this device alone; what is wrong with it, if anything is.
+    fn check_packet_v6(&mut self, to: &Plugged, packet: &[u8]) -> Result<(), String> {
+        let Ok(ip) = Ipv6Packet::new_checked(packet) else {
+            return Ok(());
+        };
+        let (from, destination) = (ip.src_addr(), ip.dst_addr());
+        // Every pod has another link-local address, too.
+        if Some(destination) != to.address_v6 && !destination.is_unicast_link_local() {
+            return Err(format!("for {destination}"));
+        }
+        // Nothing of IPv6 is damaged on its way, but rogues have wrong checksums completed.
+        packet::check_v6(packet, false).map_err(|wrong| format!("in which {wrong}"))?;
+        let Ok(upper) = v6::upper_layer(packet) else {
+            return Err("whose extension headers hide what it is about".to_owned());
+        };
+        let message = packet.get(upper.offset..).unwrap_or_default();
+        let (way, data) = match (IpProtocol::from(upper.protocol), message) {
+            _ if upper.fragment.is_some() => return Ok(()),
+            (IpProtocol::Udp, [_, _, _, _, _, _, _, _, payload @ ..]) => {
+                return self.check_datagram(to, from.into(), payload);
+            }
+            (IpProtocol::Icmpv6, [1..=4, _, _, _, _, _, _, _, quoted @ ..]) => {
+                return check_quoted(to, quoted);
+            }
+            (IpProtocol::Icmpv6, [128, _, _, _, _, _, _, _, data @ ..]) => (Way::Request, data),
+            (IpProtocol::Icmpv6, [129, _, _, _, _, _, _, _, data @ ..]) => (Way::Answer, data),
+            _ => return Ok(()),
+        };
+        match Identity::read(data) {
+            Some(identity) => self.check_ping(to, (from.into(), destination.into()), way, identity),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An ICMPv6 error is about what its receiver has sent.
+fn check_quoted(to: &Plugged, quoted: &[u8]) -> Result<(), String> {
+    if quoted.len() < v6::HEADER_LEN {
+        return Ok(());
+    }
+    let source = Ipv6Packet::new_unchecked(quoted).src_addr();
+    if Some(source) == to.address_v6 || source.is_unicast_link_local() {
+        return Ok(());
+    }
+    Err(format!("that quotes a packet of {source}"))
 }

@@ -47,6 +47,8 @@ pub struct Figures {
     pub datagrams: u64,
     /// Frames from and to pods.
     pub frames: u64,
+    /// Frames of IPv6 that pods got.
+    pub frames_v6: u64,
     /// Flows that left the overlay.
     pub flows: u64,
     /// Packets that were lost because it was not known where their sender's host is.
@@ -68,6 +70,7 @@ impl Figures {
             events: self.events - before.events,
             datagrams: self.datagrams - before.datagrams,
             frames: self.frames - before.frames,
+            frames_v6: self.frames_v6 - before.frames_v6,
             flows: self.flows - before.flows,
             unknown_hops: self.unknown_hops - before.unknown_hops,
             talks: self.talks - before.talks,

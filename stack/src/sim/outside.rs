@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use smoltcp::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use super::random::{Random, Stream};
 
 /// Where servers are (TEST-NET-2).
 const NETWORK: [u8; 3] = [198, 51, 100];
+/// The same of IPv6 (RFC 3849).
+const NETWORK_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0);
 /// The echo service (RFC 862).
 const PORT: u16 = 7;
 /// After so long Linux gives up a connection that nobody answers.
@@ -58,11 +60,27 @@ impl Server {
         SocketAddrV4::new(Ipv4Addr::new(a, b, c, self as u8 + 1), PORT)
     }
 
+    /// Where it is in IPv6.
+    fn address_v6(self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(NETWORK_V6.to_bits() | (self as u128 + 1))
+    }
+
+    /// Where a pod reaches it, by the one or the other IP version.
+    pub(super) fn reached(self, by_ipv6: bool) -> SocketAddr {
+        match by_ipv6 {
+            true => SocketAddr::new(self.address_v6().into(), PORT),
+            false => self.address().into(),
+        }
+    }
+
     /// The one at an address.
     pub(super) fn at(address: impl Into<IpAddr>) -> Option<Self> {
         let address = address.into();
         let mut all = Self::ALL.into_iter();
-        all.find(|server| IpAddr::V4(*server.address().ip()) == address)
+        all.find(|server| match address {
+            IpAddr::V4(address) => *server.address().ip() == address,
+            IpAddr::V6(address) => server.address_v6() == address,
+        })
     }
 
     /// Whether a connection to it brings everything back.

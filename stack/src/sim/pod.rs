@@ -3,8 +3,9 @@
 //! It has a stack only once it talks, because most pods of a large cluster do not.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::Ipv6Net;
 use muslin_encap::mtu::Mtu;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
@@ -12,11 +13,13 @@ use smoltcp::socket::{Socket, icmp, tcp, udp};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, Icmpv4Packet,
-    Icmpv4Repr, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, TcpPacket,
+    Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet,
+    Ipv6Cidr, Ipv6Packet, TcpPacket,
 };
 
 use super::device::{Assigned, Device, HEAD_LEN, Identity, Order, Report, Sent, pattern};
 use crate::datapath::frame;
+use crate::datapath::ndp::Message;
 
 /// Where pods listen.
 pub(super) const PORT: u16 = 5000;
@@ -61,13 +64,23 @@ impl Pod {
             }) => target_protocol_addr == self.assigned.address,
             _ => false,
         };
-        view.dst_addr() == self.assigned.mac || view.dst_addr().is_broadcast() && is_asked()
+        let is_solicited = || match Message::parse(view.payload()) {
+            Ok(Some(Message::Solicitation(asked))) => {
+                let own = self.assigned.ipv6.map(|(net, _)| net.addr());
+                own == Some(asked.target)
+            }
+            _ => false,
+        };
+        let to = view.dst_addr();
+        to == self.assigned.mac
+            || to.is_broadcast() && is_asked()
+            || to.is_multicast() && view.ethertype() == EthernetProtocol::Ipv6 && is_solicited()
     }
 
     fn place(&self) -> Place {
         let it = &self.assigned;
         let cidr = Ipv4Cidr::new(it.address, it.subnet.prefix_len());
-        (it.mac, cidr, it.gateway)
+        (it.mac, cidr, it.gateway, it.ipv6)
     }
 
     fn stack(&mut self, now: Instant) -> &mut Stack {
@@ -190,12 +203,17 @@ struct Exchange {
     received: usize,
 }
 
-/// A pod's MAC address, its address and its gateway.
-type Place = (EthernetAddress, Ipv4Cidr, Ipv4Addr);
+/// A pod's MAC address, its address and its gateway, and those of IPv6.
+type Place = (
+    EthernetAddress,
+    Ipv4Cidr,
+    Ipv4Addr,
+    Option<(Ipv6Net, Ipv6Addr)>,
+);
 
 fn interface(
     now: Instant,
-    (mac, cidr, gateway): Place,
+    (mac, cidr, gateway, ipv6): Place,
     queues: &mut Queues,
     seed: u64,
 ) -> Interface {
@@ -205,8 +223,15 @@ fn interface(
     interface.update_ip_addrs(|addresses| {
         // There is room for eight.
         let _ = addresses.push(IpCidr::Ipv4(cidr));
+        if let Some((net, _)) = ipv6 {
+            let cidr = Ipv6Cidr::new(net.addr(), net.prefix_len());
+            let _ = addresses.push(IpCidr::Ipv6(cidr));
+        }
     });
     let _ = interface.routes_mut().add_default_ipv4_route(gateway);
+    if let Some((_, gateway)) = ipv6 {
+        let _ = interface.routes_mut().add_default_ipv6_route(gateway);
+    }
     interface
 }
 
@@ -244,9 +269,8 @@ impl Stack {
         let is_known = self.sockets.iter().any(|(_, socket)| match socket {
             Socket::Tcp(socket) => {
                 let remote = socket.remote_endpoint();
-                let is_this = |remote: smoltcp::wire::IpEndpoint| {
-                    remote.addr == from.into() && remote.port == port
-                };
+                let is_this =
+                    |remote: smoltcp::wire::IpEndpoint| remote.addr == from && remote.port == port;
                 socket.is_listening() || remote.is_some_and(is_this)
             }
             _ => false,
@@ -264,7 +288,7 @@ impl Stack {
 
     fn connect(
         &mut self,
-        to: SocketAddrV4,
+        to: SocketAddr,
         (flow, bytes): (u64, usize),
         ends_first: bool,
     ) -> Result<(), &'static str> {
@@ -291,8 +315,11 @@ impl Stack {
         Ok(())
     }
 
-    fn ping(&mut self, to: Ipv4Addr, identity: Identity, bytes: usize) {
+    fn ping(&mut self, to: IpAddr, identity: Identity, bytes: usize) {
         self.sequence = self.sequence.wrapping_add(1);
+        if let IpAddr::V6(to) = to {
+            return self.ping_v6(to, identity, bytes);
+        }
         let socket = self.sockets.get_mut::<icmp::Socket<'_>>(self.pings);
         let data = identity.payload(bytes);
         let repr = Icmpv4Repr::EchoRequest {
@@ -307,7 +334,22 @@ impl Stack {
         }
     }
 
-    fn query(&mut self, to: SocketAddrV4, identity: Identity, bytes: usize) {
+    fn ping_v6(&mut self, to: Ipv6Addr, identity: Identity, bytes: usize) {
+        let from = self.interface.get_source_address_ipv6(&to);
+        let socket = self.sockets.get_mut::<icmp::Socket<'_>>(self.pings);
+        let data = identity.payload(bytes);
+        let repr = Icmpv6Repr::EchoRequest {
+            ident: self.ident,
+            seq_no: self.sequence,
+            data: &data,
+        };
+        if let Ok(buffer) = socket.send(repr.buffer_len(), to.into()) {
+            let mut packet = Icmpv6Packet::new_unchecked(buffer);
+            repr.emit(&from, &to, &mut packet, &ChecksumCapabilities::default());
+        }
+    }
+
+    fn query(&mut self, to: SocketAddr, identity: Identity, bytes: usize) {
         let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.queries);
         // So is one of a datagram.
         let _ = socket.send_slice(&identity.payload(bytes), to);
@@ -340,7 +382,14 @@ impl Stack {
 
     fn hear_answers(&mut self, reports: &mut Vec<Report>) {
         let socket = self.sockets.get_mut::<icmp::Socket<'_>>(self.pings);
-        while let Ok((bytes, _)) = socket.recv() {
+        while let Ok((bytes, from)) = socket.recv() {
+            if matches!(from, IpAddress::Ipv6(_)) {
+                // Its checksum smoltcp has verified.
+                if let [129, _, _, _, _, _, _, _, data @ ..] = bytes {
+                    reports.extend(answer(data));
+                }
+                continue;
+            }
             let packet = Icmpv4Packet::new_checked(bytes);
             let repr = packet.and_then(|packet| {
                 Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default()).map(
@@ -463,8 +512,17 @@ fn socket() -> tcp::Socket<'static> {
 }
 
 /// From where a frame asks for a connection.
-fn syn(bytes: &[u8]) -> Option<(Ipv4Addr, u16)> {
+fn syn(bytes: &[u8]) -> Option<(IpAddress, u16)> {
     let view = EthernetFrame::new_checked(bytes).ok()?;
+    if view.ethertype() == EthernetProtocol::Ipv6 {
+        let ip = Ipv6Packet::new_checked(view.payload()).ok()?;
+        let is_tcp = ip.next_header() == IpProtocol::Tcp;
+        let tcp = TcpPacket::new_checked(ip.payload())
+            .ok()
+            .filter(|_| is_tcp)?;
+        let is_syn = tcp.syn() && !tcp.ack() && tcp.dst_port() == PORT;
+        return is_syn.then(|| (ip.src_addr().into(), tcp.src_port()));
+    }
     if view.ethertype() != EthernetProtocol::Ipv4 {
         return None;
     }
@@ -474,7 +532,7 @@ fn syn(bytes: &[u8]) -> Option<(Ipv4Addr, u16)> {
     }
     let tcp = TcpPacket::new_checked(ip.payload()).ok()?;
     let is_syn = tcp.syn() && !tcp.ack() && tcp.dst_port() == PORT;
-    is_syn.then(|| (ip.src_addr(), tcp.src_port()))
+    is_syn.then(|| (ip.src_addr().into(), tcp.src_port()))
 }
 
 /// Reads what a client says first.

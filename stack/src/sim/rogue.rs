@@ -13,6 +13,7 @@ use super::constants::{METADATA, TUNNEL};
 use super::device::{Assigned, Device, Identity, Order, Sent};
 use super::forge;
 use super::outside::Server;
+use super::rogue_v6;
 use crate::datapath::frame;
 
 /// Where names are resolved.
@@ -182,10 +183,13 @@ impl Device for Rogue {
     fn order(&mut self, _: Instant, order: Order) {
         if let Order::Misbehave {
             victim,
+            victim_v6,
             identity,
             trick,
         } = order
         {
+            let in_v6 = victim_v6.map(|it| rogue_v6::trick(&self.assigned, trick, it, identity));
+            self.frames.extend(in_v6.into_iter().flatten());
             let frames = match trick {
                 Self::LIES => return self.frames.extend(self.lies(victim, identity)),
                 Self::FLOOD => self.flood(identity),

@@ -16,7 +16,6 @@ use super::mailbox::Mailbox;
 use super::outside::{Script, Server};
 use super::random::{Random, Stream};
 use super::stream::Stream as Connection;
-use crate::addresses::socket_ipv4;
 use crate::datapath::egress::{
     Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready,
 };
@@ -283,9 +282,8 @@ impl Host for Sockets {
 
     /// Sends a datagram, and lets the server answer.
     fn send(&mut self, id: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError> {
-        let to = socket_ipv4(to).ok_or(HostError::NetUnreachable)?;
         if let Some(socket) = self.sockets.get(&id) {
-            self.check_destination(id, socket.protocol, to.into());
+            self.check_destination(id, socket.protocol, to);
         }
         let (now, is_cut) = (self.now, self.is_cut);
         let Some(Socket {
@@ -296,9 +294,9 @@ impl Host for Sockets {
         else {
             return Err(HostError::Failed);
         };
-        mailbox.check(*to.ip(), is_cut, &mut self.random)?;
+        mailbox.check(to.ip(), is_cut, &mut self.random)?;
         *used = now;
-        match mailbox.read_identity(bytes) {
+        match mailbox.read_identity(to.ip(), bytes) {
             Ok(identity) => self.fresh.extend(identity.map(|identity| (id, identity))),
             Err(wrong) => {
                 let wrong = wrong.to_owned();
@@ -321,10 +319,10 @@ impl Host for Sockets {
         let read = mailbox.read(buffer);
         let latest = mailbox.latest;
         // What others send does not keep a mapping in use.
-        if read.is_ok_and(|(_, from)| latest == Some(*from.ip())) {
+        if read.is_ok_and(|(_, from)| latest == Some(from.ip())) {
             self.use_now(id);
         }
-        read.map(|(len, from)| (len, from.into()))
+        read
     }
 
     fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use smoltcp::time::Instant;
 
 use super::constants::TUNNEL;
 use super::sockets::Sockets;
+use crate::addresses::Nets;
 use crate::datapath::egress::{Direction, EgressConfig, FlowKey, Limits, Policy, Rules};
 
 /// Few, so that they are reached.
@@ -26,8 +26,8 @@ pub(super) struct WayOut {
     timeouts: (i64, u32),
 }
 
-/// What egress of a node with this lease is.
-pub(super) fn config(subnet: Ipv4Net, mtu: Mtu, seed: u64) -> EgressConfig {
+/// What egress of a node with these subnets is.
+pub(super) fn config(subnets: Nets, mtu: Mtu, seed: u64) -> EgressConfig {
     let limits = Limits {
         flows: FLOWS,
         flows_of_pod: FLOWS_OF_POD,
@@ -39,7 +39,7 @@ pub(super) fn config(subnet: Ipv4Net, mtu: Mtu, seed: u64) -> EgressConfig {
             tunnel_port: Some(TUNNEL.port()),
             ..Rules::default()
         }),
-        subnets: Some(subnet.into()),
+        subnets: Some(subnets),
         mtu,
         limits,
         random_seed: seed,

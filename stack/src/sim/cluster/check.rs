@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Duration;
 
 use super::Cluster;
 use crate::control::lease::{lease_prefix, overlap, read_peer};
-use crate::control::peers::peer_of_lease;
+use crate::control::peers::{peer_of_ipv6, peer_of_lease};
 use crate::datapath::neighbour::State;
 use crate::datapath::node::{NextHop, Node};
 use crate::datapath::peer::{Peer, PeerId};
@@ -18,7 +18,7 @@ use crate::datapath::port::PortId;
 use crate::sim::constants::{LIMITS, PREFIX};
 use crate::sim::device::Order;
 use crate::sim::due::Who;
-use crate::sim::machine::{LeasedNode, Machine, Process};
+use crate::sim::machine::{LeasedNode, Machine, Plugged, Process};
 use crate::sim::oracle::Flow;
 use crate::sim::outcome::Violation;
 use crate::sim::random::{Random, Stream};
@@ -53,14 +53,15 @@ struct Pair {
 /// A pod that is attached, and its address.
 type Pod = (Who, PortId, Ipv4Addr);
 
-/// Where a peer's pods are: its IPv4 subnet, its tunnel's end and its VTEP.
+/// Where a peer's pods are of an IP version: its subnet, its tunnel's end and its VTEP.
 type Reach = BTreeMap<IpNet, (SocketAddr, Option<VtepMac>)>;
 
-/// A key below the leases' prefix, and the peer that it is to others.
+/// A key below the leases' prefix, and the peers that it is to others.
 struct Record {
     key: String,
     value: String,
     peer: Option<Peer>,
+    peer_v6: Option<Peer>,
 }
 
 /// The peers that a node sends to.
@@ -68,7 +69,6 @@ fn reach(node: &Node) -> Reach {
     let peers = node.peers();
     let peers = peers.map(|state| state.peer);
     peers
-        .filter(|peer| peer.subnet.addr().is_ipv4())
         .map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)))
         .collect()
 }
@@ -184,13 +184,18 @@ impl Cluster {
         let entries = self.store.entries(self.queue.now(), &prefix);
         let records = entries.map(|(entry, _)| {
             let read = read_peer(PREFIX, &entry, Some(config)).ok();
-            let peer = read.and_then(|(key, record)| {
-                peer_of_lease(PeerId(0), key, &record, &config.backend).ok()
+            let peer = read.as_ref().and_then(|(key, record)| {
+                peer_of_lease(PeerId(0), *key, record, &config.backend).ok()
+            });
+            let peer_v6 = read.and_then(|(key, record)| {
+                key.ipv6()?;
+                peer_of_ipv6(PeerId(0), key, &record, config).ok()
             });
             Record {
                 key: entry.key,
                 value: entry.value,
                 peer,
+                peer_v6,
             }
         });
         records.collect()
@@ -260,7 +265,11 @@ impl Cluster {
             );
         }
         let others = records.iter().filter(|record| record.key != own);
-        let peers = others.filter_map(|record| record.peer.as_ref());
+        let has_ipv6 = running.key.ipv6().is_some();
+        let peers = others.flat_map(|record| {
+            let peer_v6 = record.peer_v6.as_ref().filter(|_| has_ipv6);
+            record.peer.iter().chain(peer_v6)
+        });
         // A record under a node's own address is none of a peer.
         let peers = peers.filter(|peer| peer.address.ip() != public_ip);
         let expected = peers.map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)));
@@ -331,28 +340,23 @@ impl Cluster {
 
     /// All pairs of nodes that can send to each other.
     fn neighbours(&self) -> Vec<Pair> {
-        let running = |machine: &Machine| {
-            let process = machine.process.as_ref()?;
-            let running = process.running.as_ref()?;
-            Some((process.number, running.ipv4(), machine.public_ip))
-        };
-        let all: Vec<_> = self.machines.iter().map(running).collect();
+        let all: Vec<_> = self.machines.iter().map(Machine::places).collect();
         let mut pairs = Vec::new();
         for (machine, one) in self.machines.iter().enumerate() {
-            let process = one.process.as_ref();
-            let Some(running) = process.and_then(|process| process.running.as_ref()) else {
+            let Some(process) = &one.process else {
                 continue;
             };
-            let Some((process, ..)) = all[machine] else {
+            let Some(running) = &process.running else {
                 continue;
             };
+            let process = process.number;
             for state in running.node().peers() {
                 let address = state.peer.address.ip();
-                let is_it = |other: &Option<(u64, Ipv4Net, Ipv4Addr)>| {
-                    other.is_some_and(|(_, subnet, ip)| {
-                        ip == address && state.peer.subnet == IpNet::V4(subnet)
-                    })
-                };
+                if address.is_ipv6() && !one.carries_ipv6() {
+                    continue;
+                }
+                let place = (state.peer.subnet, address);
+                let is_it = |places: &Vec<_>| places.contains(&place);
                 if let Some(other) = all.iter().position(is_it) {
                     // What comes from an address counts for the first peer there.
                     let workers = running.workers.iter();
@@ -504,13 +508,9 @@ fn check_node(number: usize, running: &LeasedNode, node: &Node) -> Result<(), Vi
     if hops.any(|(prefix, hop)| (*hop == NextHop::Local) != own.contains(&prefix)) {
         return wrong("has a wrong next hop for its own pods");
     }
-    let addresses = running
-        .ports
-        .values()
-        .map(|plugged| IpAddr::V4(plugged.address));
+    let addresses = running.ports.values().flat_map(Plugged::addresses);
     let permanent = node.neighbours();
     let permanent = permanent.filter(|(.., state)| *state == State::Permanent);
-    // Pods of the simulator speak IPv4 alone.
     let permanent: BTreeSet<_> = permanent.map(|(address, ..)| address).collect();
     if permanent != addresses.collect() {
         return wrong("has other permanent neighbours than pods");

@@ -1,8 +1,11 @@
 //! Errands: what pods want of servers outside, and what must come of it.
 
+use std::net::IpAddr;
+
 use smoltcp::time::Duration;
 
 use super::Cluster;
+use super::ports::LONGEST_V6;
 use crate::datapath::egress::Protocol;
 use crate::datapath::port::PortId;
 use crate::sim::device::{Identity, Order};
@@ -75,19 +78,24 @@ impl Cluster {
         let Some(plugged) = running.ports.get(&port) else {
             return Ok(None);
         };
+        let plugged_address = plugged.address;
+        let crowded = running.crowded();
+        let flow = self.oracle.new_flow();
+        let machine = &self.machines[who.machine];
+        let own = machine.pod_v6(|it, _| it == port);
+        let own = own.filter(|_| flow.is_multiple_of(2));
         let errand = Errand {
             who,
             port,
-            address: plugged.address,
+            address: own.map_or(plugged_address.into(), IpAddr::V6),
             server,
             since,
-            crowded: running.crowded(),
+            crowded,
             done: None,
         };
-        let flow = self.oracle.new_flow();
         self.oracle.errands.insert(flow, errand);
         let order = Order::Talk {
-            to: server.address(),
+            to: server.reached(own.is_some()),
             flow,
             bytes,
             ends_first,
@@ -108,14 +116,22 @@ impl Cluster {
             return Ok(0);
         };
         let Identity { ping, .. } = identity;
+        let own = self.machines[who.machine].pod_v6(|it, _| it == port);
+        let by_ipv6 = own.is_some() && ping.is_multiple_of(2);
+        let to = server.reached(by_ipv6);
+        // A pod's stack fragments nothing in IPv6.
+        let bytes = match by_ipv6 {
+            true => bytes.min(LONGEST_V6),
+            false => bytes,
+        };
         let order = match protocol {
             Protocol::Ping => Order::Ping {
-                to: *server.address().ip(),
+                to: to.ip(),
                 identity,
                 bytes,
             },
             Protocol::Tcp | Protocol::Udp => Order::Query {
-                to: server.address(),
+                to,
                 identity,
                 bytes,
             },

@@ -138,8 +138,14 @@ impl Cluster {
                 if let Some(port) = self.rogue(who)
                     && let Some(identity) = self.new_identity(who, port)
                 {
+                    let running = self.machines[who.machine].running(who);
+                    let victim_v6 = running.and_then(|running| {
+                        let mut ports = running.ports.values();
+                        ports.find(|it| it.address == victim)?.address_v6
+                    });
                     let order = Order::Misbehave {
                         victim,
+                        victim_v6,
                         identity,
                         trick: *trick,
                     };

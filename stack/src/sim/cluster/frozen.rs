@@ -79,10 +79,7 @@ impl Cluster {
     /// What is due, if the machine that it is for is awake; else that waits.
     pub(super) fn unless_frozen(&mut self, due: Due) -> Option<Due> {
         let machine = match &due {
-            Due::Datagram { destination, .. } => match destination.ip() {
-                std::net::IpAddr::V4(ip) => self.addresses.get(&ip).copied(),
-                std::net::IpAddr::V6(_) => None,
-            },
+            Due::Datagram { destination, .. } => self.machine_at(destination.ip()),
             due => due.machine(),
         };
         let Some(frozen) = machine.and_then(|machine| self.machines[machine].frozen.as_mut())

@@ -1,17 +1,20 @@
 //! The LAN: frames between machines on one link, and the machines' kernels, which own their
-//! addresses and answer ARP for them whether a node runs or not.
+//! addresses and answer ARP and neighbour discovery for them whether a node runs or not.
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::offload::virtio::Header;
-use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress};
+use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
 use super::Cluster;
+use crate::addresses::Nets;
 use crate::control::lease::Backend;
 use crate::datapath::frame;
+use crate::datapath::ndp::{self, Flags, Held, Message};
 use crate::datapath::trace::Entrance;
 use crate::datapath::uplink::Uplink;
+use crate::sim::constants::PUBLIC_IPV6;
 use crate::sim::device::Identity;
 use crate::sim::due::{Due, Who};
 use crate::sim::link::Fate;
@@ -32,6 +35,11 @@ impl Setup {
         };
         Ipv4Net::new(address, len).ok().map(|net| net.trunc())
     }
+
+    /// Whether packets of IPv6 go bare, too: with host-gw, where all machines are on one link.
+    fn has_link_v6(&self) -> bool {
+        matches!(self.config.backend, Backend::HostGw)
+    }
 }
 
 impl Machine {
@@ -40,17 +48,42 @@ impl Machine {
         let [high, low] = (number as u16).to_be_bytes();
         EthernetAddress([2, 0x1a, 0, self.cards, high, low])
     }
+
+    /// What its kernel says to who looks for its public IPv6 address.
+    fn advertisement(&self, number: usize, bytes: &[u8]) -> Option<[u8; ndp::FRAME_LEN]> {
+        let view = frame::parse(bytes).ok()?;
+        if view.ethertype() != EthernetProtocol::Ipv6 {
+            return None;
+        }
+        let Ok(Some(Message::Solicitation(asked))) = Message::parse(view.payload()) else {
+            return None;
+        };
+        let held = Held {
+            address: self.public_ipv6?,
+            router: false,
+            anycast: false,
+        };
+        ndp::answer(&asked, view.src_addr(), &[held], self.link_mac(number))
+    }
 }
 
 impl Cluster {
     /// Tells a machine's node what it is on its link.
     pub(super) fn tell_link(&mut self, number: usize) {
         let machine = &mut self.machines[number];
-        let uplink = self.setup.link(machine.public_ip).map(|prefix| Uplink {
-            mac: machine.link_mac(number),
-            nets: Ipv4Net::new_assert(machine.public_ip, prefix.prefix_len()).into(),
-            mtu: machine.mtu,
-            answers: false,
+        let ipv6 = self.setup.has_link_v6().then_some(machine.public_ipv6);
+        let ipv6 = ipv6.flatten().and_then(|address| {
+            let prefix_len = PUBLIC_IPV6.prefix_len();
+            Ipv6Net::new(address, prefix_len).ok()
+        });
+        let uplink = self.setup.link(machine.public_ip).map(|prefix| {
+            let ipv4 = Ipv4Net::new_assert(machine.public_ip, prefix.prefix_len());
+            Uplink {
+                mac: machine.link_mac(number),
+                nets: Nets::with_ipv4(ipv4, ipv6),
+                mtu: machine.mtu,
+                answers: false,
+            }
         });
         let process = machine.process.as_mut();
         if let Some(running) = process.and_then(|process| process.running.as_mut()) {
@@ -65,14 +98,25 @@ impl Cluster {
         self.tell_link(number);
     }
 
-    /// Somebody claims to have a machine's address.
+    /// Somebody claims to have a machine's addresses.
     pub(super) fn lie(&mut self, victim: usize) -> Result<(), Violation> {
         let address = self.machines[victim].public_ip;
         let all = (EthernetAddress::BROADCAST, address);
         let lie = frame::write_arp(ArpOperation::Request, (LIAR, address), all);
+        let lie_v6 = self.machines[victim].public_ipv6.map(|address| {
+            let all = (ndp::multicast_mac(ndp::ALL_NODES), ndp::ALL_NODES);
+            let flags = Flags {
+                override_: true,
+                ..Flags::default()
+            };
+            ndp::write_advertisement((LIAR, address), address, all, flags)
+        });
         for to in self.on_link(victim) {
             let now = self.queue.now();
             self.queue.schedule(now, Due::Frame(to, lie.to_vec()));
+            if let Some(lie) = lie_v6 {
+                self.queue.schedule(now, Due::Frame(to, lie.to_vec()));
+            }
         }
         Ok(())
     }
@@ -106,7 +150,7 @@ impl Cluster {
         self.figures.datagrams += 1;
         for to in self.on_link(from) {
             let mac = self.machines[to].link_mac(to);
-            if destination.is_broadcast() || destination == mac {
+            if destination.is_multicast() || destination == mac {
                 self.carry_frame((from, to), bytes);
             }
         }
@@ -146,7 +190,7 @@ impl Cluster {
         let mac = machine.link_mac(to);
         let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
         let destination = frame::parse(bytes).map(|view| view.dst_addr());
-        if destination.is_ok_and(|it| it != mac && !it.is_broadcast()) {
+        if destination.is_ok_and(|it| it != mac && !it.is_multicast()) {
             // It was for another card.
             return Ok(());
         }
@@ -166,6 +210,9 @@ impl Cluster {
                 (mac, target_protocol_addr),
                 (source_hardware_addr, source_protocol_addr),
             );
+            self.send_frame(to, &answer)?;
+        }
+        if let Some(answer) = self.machines[to].advertisement(to, bytes) {
             self.send_frame(to, &answer)?;
         }
         match self.who(to) {

@@ -17,7 +17,7 @@ mod way_out;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::HEADROOM;
 use smoltcp::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use smoltcp::time::{Duration, Instant};
 use crate::control::lease::{Revision, lease_prefix};
 use crate::datapath::frame;
 use crate::sim::agent::StoreWeather;
-use crate::sim::constants::{IPV6_UNDERLAY, PREFIX, address, public_ipv6};
+use crate::sim::constants::{PREFIX, address, public_ipv6};
 use crate::sim::due::{Due, Timer, Who};
 use crate::sim::flannel::Flannel;
 use crate::sim::invariants;
@@ -87,10 +87,7 @@ impl Cluster {
         let now = Instant::from_secs(1);
         let machines = setup.mtus.iter().enumerate().map(|(number, mtu)| Machine {
             public_ip: address(number, 0),
-            public_ipv6: public_ipv6(
-                setup.config.ipv6.is_some() && mtu.get() >= IPV6_UNDERLAY,
-                number,
-            ),
+            public_ipv6: public_ipv6(setup.config.ipv6.is_some(), number),
             mtu: *mtu,
             disk: None,
             is_copy: false,
@@ -143,6 +140,17 @@ impl Cluster {
     pub(super) fn who(&self, machine: usize) -> Option<Who> {
         let process = self.machines[machine].process.as_ref()?.number;
         Some(Who { machine, process })
+    }
+
+    /// The machine that has a public address.
+    pub(super) fn machine_at(&self, address: IpAddr) -> Option<usize> {
+        match address {
+            IpAddr::V4(address) => self.addresses.get(&address).copied(),
+            IpAddr::V6(address) => {
+                let mut machines = self.machines.iter();
+                machines.position(|machine| machine.public_ipv6 == Some(address))
+            }
+        }
     }
 
     /// Lets time pass.

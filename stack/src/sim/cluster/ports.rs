@@ -1,14 +1,16 @@
 //! Ports: how pods are attached, told what to do, and reached.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Duration;
+use smoltcp::wire::EthernetProtocol;
 
 use super::Cluster;
 use crate::control::ipam::PodName;
 use crate::control::pods::Request;
+use crate::datapath::frame;
 use crate::datapath::port::{Attachment, PortId, Rates};
 use crate::sim::constants::LOCAL;
 use crate::sim::device::{Assigned, Identity, Order, Report};
@@ -19,6 +21,8 @@ use crate::sim::outcome::Violation;
 use crate::sim::packet::in_words;
 use crate::sim::pod::PORT;
 
+/// The longest payload of a ping or datagram in IPv6, in bytes.
+pub(super) const LONGEST_V6: usize = 1_200;
 /// The longest that a pod takes to be attached again after a restart, in milliseconds.
 const REATTACHING: u64 = 3_000;
 
@@ -79,19 +83,24 @@ impl Cluster {
         let Ok((_, pod)) = running.pods.attach(request, ()) else {
             return Ok(());
         };
-        let Some(address) = pod.address.ipv4() else {
+        let addresses = pod.address;
+        let Some(address) = addresses.ipv4() else {
             return Ok(());
         };
         let port = pod.port;
         disk.addresses = Some(running.pods.memory());
         let seed = random.number();
         self.random = random;
-        let sender = self.oracle.new_sender(address);
+        let net_v6 = running.key.nets().of_hosts(addresses);
+        let net_v6 = net_v6.and_then(|nets| nets.ipv6());
+        let gateway_v6 = running.node().gateway().and_then(|it| it.ipv6());
+        let sender = self.oracle.new_sender(addresses);
         let assigned = Assigned {
             mac,
             address,
             subnet: running.ipv4(),
             gateway: running.node().gateway_ipv4(),
+            ipv6: net_v6.zip(gateway_v6),
             gateway_mac: running.gateway_mac,
             mtu: running.node().mtu(),
             sender,
@@ -99,17 +108,20 @@ impl Cluster {
         };
         let attachment = Attachment {
             mac,
-            addresses: vec![address.into()],
+            addresses: addresses.iter().collect(),
             guarded: kind.is_guarded,
             rates: Rates::default(),
         };
         running.each_node(|node| node.attach(port, attachment.clone()));
-        running.awaited.0.remove(&address);
+        for address in addresses.iter() {
+            running.awaited.0.remove(&address);
+        }
         let plugged = Plugged {
             name: name.clone(),
             answers: kind.answers,
             mac,
             address,
+            address_v6: addresses.ipv6(),
             sender,
             device: kind.make(&assigned),
             timer: Timer::default(),
@@ -210,8 +222,9 @@ impl Cluster {
         bytes: usize,
     ) -> Result<u64, Violation> {
         let flow = self.oracle.new_flow();
+        let to = self.version_of((who, port), to, flow);
         let order = Order::Talk {
-            to: SocketAddrV4::new(to, PORT),
+            to: SocketAddr::new(to, PORT),
             flow,
             bytes,
             ends_first: false,
@@ -230,6 +243,12 @@ impl Cluster {
         let Some(identity) = self.new_identity(who, port) else {
             return Ok(0);
         };
+        let to = self.version_of((who, port), to, identity.ping);
+        // A pod's stack fragments nothing in IPv6.
+        let bytes = match to {
+            IpAddr::V4(_) => bytes,
+            IpAddr::V6(_) => bytes.min(LONGEST_V6),
+        };
         let order = Order::Ping {
             to,
             identity,
@@ -237,6 +256,19 @@ impl Cluster {
         };
         self.order(who, port, order)?;
         Ok(identity.ping)
+    }
+
+    /// The address by which a pod reaches another: that of IPv6 every other time, if both have one and
+    /// their machines' interfaces have room for it.
+    fn version_of(&self, (who, port): (Who, PortId), to: Ipv4Addr, number: u64) -> IpAddr {
+        let own = &self.machines[who.machine];
+        let own = own.pod_v6(|it, _| it == port);
+        let mut others = self.machines.iter();
+        let theirs = others.find_map(|machine| machine.pod_v6(|_, it| it.address == to));
+        match own.and(theirs) {
+            Some(address) if number.is_multiple_of(2) => address.into(),
+            _ => to.into(),
+        }
     }
 
     pub(super) fn new_identity(&mut self, who: Who, port: PortId) -> Option<Identity> {
@@ -286,6 +318,8 @@ impl Cluster {
             return Ok(());
         };
         self.figures.frames += 1;
+        let kind = frame::parse(frame).map(|view| view.ethertype());
+        self.figures.frames_v6 += u64::from(kind == Ok(EthernetProtocol::Ipv6));
         let place = (who.machine as u64) << 32 | u64::from(port.0);
         self.log.bytes(now, place, frame);
         self.log.note(now, || {

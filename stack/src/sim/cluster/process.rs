@@ -1,7 +1,7 @@
 //! Processes: how a node starts and ends, and what changes of its lease mean for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -11,7 +11,6 @@ use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 
 use super::Cluster;
-use crate::addresses::ipv4;
 use crate::control::lease::{
     Change, ConfigFault, Identity, Manager, ManagerSettings, OwnChange, SubnetKey,
 };
@@ -24,7 +23,7 @@ use crate::datapath::egress::{Egress, Owners};
 use crate::datapath::guard::Policy;
 use crate::datapath::node::{Node, NodeConfig};
 use crate::sim::agent::Agent;
-use crate::sim::constants::{LIMITS, PREFIX};
+use crate::sim::constants::{IPV6_UNDERLAY, LIMITS, PREFIX};
 use crate::sim::due::{Due, Who};
 use crate::sim::machine::{Disk, LeasedNode, Process};
 use crate::sim::outcome::Violation;
@@ -58,7 +57,9 @@ impl Cluster {
         let manager = Manager::new(ManagerSettings {
             identity: Identity {
                 public_ip: machine.public_ip,
-                public_ipv6: machine.public_ipv6,
+                public_ipv6: machine
+                    .public_ipv6
+                    .filter(|_| machine.mtu.get() >= IPV6_UNDERLAY),
                 vtep_mac: disk.vtep_mac,
             },
             prefix: PREFIX.to_owned(),
@@ -136,6 +137,10 @@ impl Cluster {
             let plan = plan.on(mtu.get().into()).map_err(misfit)?;
             process.control.set_plan(plan);
             process.update_tables(now);
+            // As the workers do: what is too little for IPv6 is none for it.
+            if let (Some(running), Some(mtu)) = (&mut process.running, plan.mtu_v6()) {
+                running.each_node(|node| node.set_mtu_v6(mtu));
+            }
         }
         self.tell_link(number);
         match self.who(number) {
@@ -233,13 +238,17 @@ impl Cluster {
             Some(_) => plan.with_ipv6(),
             None => plan,
         };
+        if key.ipv6().is_some() && plan.mtu_v6().is_none() {
+            // The interface has got another MTU since it began.
+            self.end_for_now(who, "has no room for IPv6");
+            return Ok(());
+        }
         let node = node_config(&plan, key, disk, &self.setup, &mut self.random);
         let workers = workers(&node, key, &self.setup, &mut self.outside, now)?;
         let memory = disk.addresses.as_ref();
         let awaited: BTreeSet<_> = memory
             .iter()
             .flat_map(|memory| memory.addresses())
-            .filter_map(ipv4)
             .collect();
         let is_restart = memory.is_some();
         let names = SharerSettings {
@@ -264,7 +273,7 @@ impl Cluster {
         let (awaited, until) = running.awaited.clone();
         running.each_node(|node| {
             node.set_egress(Some(networks));
-            node.await_pods(awaited.iter().copied().map(IpAddr::V4), until);
+            node.await_pods(awaited.iter().copied(), until);
         });
         process.control.start(running.config.clone(), plan, key);
         process.running = Some(running);
@@ -337,7 +346,7 @@ fn workers(
     let mut owners = None;
     for number in 0..setup.workers {
         let node = Node::new(node.clone(), now).map_err(|error| Violation(error.to_string()))?;
-        let egress = way_out::config(key.ipv4().unwrap_or_default(), node.mtu(), outside.seed());
+        let egress = way_out::config(key.nets(), node.mtu(), outside.seed());
         let seed = egress.random_seed;
         let mut path = Datapath::new(node, Egress::new(egress, now));
         if setup.workers > 1 {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
@@ -33,6 +33,8 @@ use crate::sim::sockets::Sockets;
 const CAPTURED: usize = 16;
 /// From where nobody's datagrams come (TEST-NET-3).
 const OUTSIDER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+/// The same of IPv6 (RFC 3849).
+const OUTSIDER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 /// Timeouts that may be handled in one millisecond.
 const MAX_TIMEOUTS: u32 = 2_000;
 /// One in so many packets is traced before it is taken.
@@ -132,15 +134,12 @@ impl Cluster {
         destination: SocketAddr,
         bytes: &[u8],
     ) -> Result<(), Violation> {
-        let IpAddr::V4(ip) = destination.ip() else {
-            return Ok(());
-        };
-        let machine = self.addresses.get(&ip).copied();
+        let machine = self.machine_at(destination.ip());
         let Some(who) = machine.and_then(|machine| self.who(machine)) else {
             return Ok(());
         };
-        let received = match (&self.setup.config.backend, source.ip()) {
-            (Backend::Ipip { .. }, IpAddr::V4(source)) => {
+        let received = match (&self.setup.config.backend, source.ip(), destination.ip()) {
+            (Backend::Ipip { .. }, IpAddr::V4(source), IpAddr::V4(ip)) => {
                 Cow::Owned(ipip::received(source, ip, bytes))
             }
             _ => Cow::Borrowed(bytes),
@@ -149,7 +148,7 @@ impl Cluster {
         let worker = self.worker_of_datagram(who, &received);
         let verdict = self.through((who, worker), Entrance::Underlay(source), bare)?;
         let is_dropped = verdict.is_none_or(|verdict| matches!(verdict, Verdict::Drop(_)));
-        if source.ip() == IpAddr::V4(OUTSIDER) && self.setup.guards_peers && !is_dropped {
+        if is_outsider(source.ip()) && self.setup.guards_peers && !is_dropped {
             return Err(Violation(format!(
                 "machine {} takes a datagram from a stranger: {verdict:?}",
                 who.machine
@@ -392,7 +391,15 @@ impl Cluster {
         let process = machine.process.as_ref();
         let running = process.and_then(|process| process.running.as_ref());
         let format = running.and_then(|running| running.node().format());
-        let outer = bytes.len() + format.map_or(0, outer_headers);
+        let version = match destination {
+            SocketAddr::V4(_) => IpVersion::Ipv4,
+            SocketAddr::V6(_) => IpVersion::Ipv6,
+        };
+        let outer = bytes.len() + format.map_or(0, |format| outer_headers(format, version));
+        if version == IpVersion::Ipv6 && !machine.carries_ipv6() {
+            // The interface has got an MTU since that has no room for IPv6.
+            return Ok(());
+        }
         if outer > machine.mtu.get().into() {
             return Err(Violation(format!(
                 "machine {from} sends {outer} bytes where its interface has an MTU of {}",
@@ -404,11 +411,17 @@ impl Cluster {
             self.captured.pop_front();
         }
         self.captured.push_back((destination, bytes.to_vec()));
-        let source = SocketAddr::new(machine.public_ip.into(), destination.port());
-        let IpAddr::V4(ip) = destination.ip() else {
-            return Ok(());
+        let source = match version {
+            IpVersion::Ipv4 => Some(IpAddr::V4(machine.public_ip)),
+            IpVersion::Ipv6 => machine.public_ipv6.map(IpAddr::V6),
         };
-        let Some(to) = self.addresses.get(&ip).copied() else {
+        let Some(source) = source else {
+            return Err(Violation(format!(
+                "machine {from} sends to {destination} and has no such address"
+            )));
+        };
+        let source = SocketAddr::new(source, destination.port());
+        let Some(to) = self.machine_at(destination.ip()) else {
             return Ok(());
         };
         let is_too_large = outer > self.machines[to].mtu.get().into();
@@ -419,6 +432,12 @@ impl Cluster {
         match fate {
             Fate::Lost(why) => self.log.note(now, || {
                 format!("a datagram from machine {from} to machine {to} is lost: {why}")
+            }),
+            // The kernel verifies the checksum that UDP has over IPv6 (RFC 8200 section 8.1).
+            Fate::Arrives {
+                corrupted: Some(_), ..
+            } if version == IpVersion::Ipv6 => self.log.note(now, || {
+                format!("a datagram from machine {from} to machine {to} is damaged")
             }),
             Fate::Arrives {
                 at,
@@ -458,7 +477,11 @@ impl Cluster {
             return;
         }
         for (destination, bytes) in std::mem::take(&mut self.captured) {
-            let source = SocketAddr::new(OUTSIDER.into(), destination.port());
+            let host = match destination {
+                SocketAddr::V4(_) => OUTSIDER.into(),
+                SocketAddr::V6(_) => OUTSIDER_V6.into(),
+            };
+            let source = SocketAddr::new(host, destination.port());
             self.arrive(now, source, destination, bytes);
         }
     }
@@ -490,8 +513,12 @@ fn segments(packet: &mut PacketBuf<'_>, network: usize) -> Option<Vec<Vec<u8>>> 
 }
 
 /// Bytes that the kernel writes in front of what a node gives to its socket.
-fn outer_headers(format: Format) -> usize {
-    usize::from(format.overhead(IpVersion::Ipv4)) - format.network_offset()
+fn outer_headers(format: Format, outer: IpVersion) -> usize {
+    usize::from(format.overhead(outer)) - format.network_offset()
+}
+
+fn is_outsider(address: IpAddr) -> bool {
+    address == OUTSIDER || address == OUTSIDER_V6
 }
 
 /// Gives a packet to a data path where it comes in.

@@ -5,10 +5,15 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
+use muslin_encap::ip::v6;
 use smoltcp::time::Duration;
-use smoltcp::wire::{EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
+use smoltcp::wire::{
+    EthernetProtocol, Icmpv4Message, Icmpv4Packet, Icmpv6Message, IpProtocol, Ipv4Packet,
+    Ipv6Packet,
+};
 
 use super::Cluster;
+use crate::addresses::Nets;
 use crate::datapath::egress::{Egress, FlowId, FlowInfo, Protocol};
 use crate::datapath::frame;
 use crate::datapath::node::Verdict;
@@ -41,7 +46,10 @@ impl LeasedNode {
 
     /// A pod that has flows or published ports and is not attached.
     pub(super) fn stray_flow(&self) -> Option<IpAddr> {
-        let is_there = |pod: IpAddr| self.ports.values().any(|it| it.address == pod);
+        let is_there = |pod: IpAddr| {
+            let mut ports = self.ports.values();
+            ports.any(|it| it.addresses().any(|address| address == pod))
+        };
         let mut workers = self.workers.iter();
         workers.find_map(|worker| worker.path.egress().stray_pod(is_there))
     }
@@ -97,11 +105,11 @@ impl Cluster {
     ) -> Result<(), Violation> {
         let went = self.went_out(who) - before;
         let running = self.machines[who.machine].running(who);
-        let Some(network) = running.map(|running| running.config.network) else {
+        let Some(networks) = running.map(|running| running.config.networks()) else {
             return Ok(());
         };
         let is_taken = verdict == Verdict::Consumed;
-        if leaves(frame, network) && went != u64::from(is_taken) {
+        if leaves(frame, networks) && went != u64::from(is_taken) {
             return Err(Violation(format!(
                 "{verdict:?} comes of a datagram, and {went} have gone on"
             )));
@@ -116,7 +124,8 @@ impl Cluster {
         bytes: &[u8],
     ) -> Result<(), Violation> {
         let node = running.node();
-        if matches!(verdict, Verdict::Port(_)) && comes_from_outside(bytes, running.config.network)
+        if matches!(verdict, Verdict::Port(_))
+            && comes_from_outside(bytes, running.config.networks())
         {
             let checked = packet::check(bytes, node.mtu());
             return checked.map_err(|wrong| Violation(format!("from outside: {wrong}")));
@@ -187,18 +196,39 @@ impl Cluster {
 
 /// Whether a frame has a datagram to an address outside, which must either go on or be dropped for a
 /// reason.
-fn leaves(frame: &[u8], network: Ipv4Net) -> bool {
+fn leaves(frame: &[u8], networks: Nets) -> bool {
     let Ok(view) = frame::parse(frame) else {
         return false;
     };
-    let Ok(ip) = Ipv4Packet::new_checked(view.payload()) else {
+    match view.ethertype() {
+        EthernetProtocol::Ipv4 => leaves_v4(view.payload(), networks),
+        EthernetProtocol::Ipv6 => leaves_v6(view.payload(), networks),
+        _ => false,
+    }
+}
+
+fn leaves_v6(packet: &[u8], networks: Nets) -> bool {
+    let (Ok(ip), Ok(upper)) = (Ipv6Packet::new_checked(packet), v6::upper_layer(packet)) else {
         return false;
     };
-    if view.ethertype() != EthernetProtocol::Ipv4
-        || network.contains(&ip.dst_addr())
-        || ip.more_frags()
-        || ip.frag_offset() != 0
-    {
+    let to = ip.dst_addr();
+    let is_inside = networks.ipv6().is_none_or(|network| network.contains(&to));
+    if is_inside || to.is_multicast() || to.is_unicast_link_local() || upper.fragment.is_some() {
+        return false;
+    }
+    match IpProtocol::from(upper.protocol) {
+        IpProtocol::Udp => true,
+        IpProtocol::Icmpv6 => packet.get(upper.offset) == Some(&Icmpv6Message::EchoRequest.into()),
+        _ => false,
+    }
+}
+
+fn leaves_v4(packet: &[u8], networks: Nets) -> bool {
+    let Ok(ip) = Ipv4Packet::new_checked(packet) else {
+        return false;
+    };
+    let is_inside = |network: Ipv4Net| network.contains(&ip.dst_addr());
+    if networks.ipv4().is_some_and(is_inside) || ip.more_frags() || ip.frag_offset() != 0 {
         return false;
     }
     match ip.next_header() {
@@ -209,13 +239,26 @@ fn leaves(frame: &[u8], network: Ipv4Net) -> bool {
     }
 }
 
-fn comes_from_outside(frame: &[u8], network: Ipv4Net) -> bool {
+fn comes_from_outside(frame: &[u8], networks: Nets) -> bool {
     let Ok(view) = frame::parse(frame) else {
         return false;
     };
-    let ip = Ipv4Packet::new_checked(view.payload());
-    view.ethertype() == EthernetProtocol::Ipv4
-        && ip.is_ok_and(|ip| !network.contains(&ip.src_addr()))
+    match view.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let ip = Ipv4Packet::new_checked(view.payload()).map(|ip| ip.src_addr());
+            let network = networks.ipv4();
+            ip.is_ok_and(|from| network.is_none_or(|network| !network.contains(&from)))
+        }
+        EthernetProtocol::Ipv6 => {
+            let ip = Ipv6Packet::new_checked(view.payload()).map(|ip| ip.src_addr());
+            let network = networks.ipv6();
+            ip.is_ok_and(|from| {
+                let is_inside = network.is_none_or(|network| network.contains(&from));
+                !is_inside && !from.is_unicast_link_local()
+            })
+        }
+        _ => false,
+    }
 }
 
 /// What must be true of egress at any time.
@@ -239,7 +282,7 @@ fn check(worker: &mut Worker, oracle: &mut Oracle) -> Result<(), String> {
     }
     for (id, identity) in way_out.sockets.fresh.drain(..) {
         let pod = egress.key(id).map(|key| key.pod.ip());
-        if oracle.address_of(identity.sender).map(IpAddr::V4) != pod {
+        if !pod.is_some_and(|pod| oracle.has(identity.sender, pod)) {
             return Err(format!(
                 "a datagram of {identity:?} goes out in a flow of {pod:?}"
             ));

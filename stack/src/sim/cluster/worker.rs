@@ -37,6 +37,9 @@ impl Cluster {
         if count < 2 {
             return 0;
         }
+        if packet.first().is_some_and(|first| first >> 4 == 6) {
+            return self.worker_of_v6(count, packet);
+        }
         let view = Ipv4Packet::new_checked(packet);
         let is_fragment = view
             .as_ref()
@@ -48,6 +51,16 @@ impl Cluster {
         // Addresses, and ports behind a header without options.
         let len = if is_fragment { 8 } else { 12 };
         let ends = packet.iter().skip(12).take(len);
+        ends.map(|byte| usize::from(*byte)).sum::<usize>() % count
+    }
+
+    fn worker_of_v6(&mut self, count: usize, packet: &[u8]) -> usize {
+        let next = packet.get(6).copied().map(IpProtocol::from);
+        if next != Some(IpProtocol::Tcp) && self.random.chance(STRAYS) {
+            return self.random.index(count);
+        }
+        let has_ports = matches!(next, Some(IpProtocol::Tcp | IpProtocol::Udp));
+        let ends = packet.iter().skip(8).take(if has_ports { 36 } else { 32 });
         ends.map(|byte| usize::from(*byte)).sum::<usize>() % count
     }
 
