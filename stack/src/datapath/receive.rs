@@ -465,7 +465,7 @@ mod tests {
         let mut datagrams = [datagram(b"this"), datagram(b"that"), datagram(b"end")];
         let datagrams = datagrams.iter_mut().map(|it| (source(), &mut it[..]));
         let mut verdicts = Vec::new();
-        path.from_underlay_batch(NOW, datagrams, Merging::On, &mut NoHost, |verdict, _, _| {
+        path.from_underlay_batch(NOW, datagrams, Merging::On, &mut NoHost, |verdict, _| {
             verdicts.push(verdict);
         });
         assert_eq!(verdicts, [Verdict::Consumed]);
