@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::process::{Child, Command, Stdio};
 
 use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, muslin_bin, poll_until, script, traffic};
@@ -322,6 +322,89 @@ fn names_of_pods_are_asked_for_at_the_gateway() {
     assert_eq!(told[1][..4], *"0504", "{told:?}");
     server.kill().unwrap();
     server.wait().unwrap();
+}
+
+#[test]
+fn pods_are_reached_and_reach_it_in_ipv6() {
+    let Some(lab) = Lab::new() else { return };
+    let store = lab.store();
+    let hosts = [("sidecar", SIDECAR), ("node", NODE)].map(|(name, address)| {
+        let host = lab.host(name, address);
+        let number = address.octets()[3];
+        host.sh(&format!("ip addr add fd09::{number}/64 dev eth0 nodad"));
+        host
+    });
+    let [host, other] = hosts;
+    let config = NodeConfig::new("n2", NODE, &store).with("--public-ipv6", "fd09::2");
+    let node = config.with("--ipv6-network", "fd44::/48").start(&other);
+    let mut server = node.pod("server");
+    server.listen(PORT).unwrap();
+    let address = server.address_v6("eth0").unwrap();
+    // Its name has an address of IPv6 that does not answer.
+    let script = "ip -6 addr flush dev eth0 scope global";
+    let mut deaf = node.pod_after("deaf", &[], script);
+    deaf.listen(PORT).unwrap();
+
+    let mut command = host.command(muslin_bin());
+    command.args(["sidecar", "--level", "process", "--store", &store]);
+    command.args([
+        "--public-ip",
+        &SIDECAR.to_string(),
+        "--public-ipv6",
+        "fd09::1",
+    ]);
+    command
+        .arg("--state-dir")
+        .arg(lab.directory().join("state"));
+    command.args(["--socks5", "[::1]:1080,1081", "--expose", "80=[::1]:7000"]);
+    let forwards = [
+        format!("[::1]:8000=[{address}]:{PORT}"),
+        format!("8001=server.muslin:{PORT}"),
+        format!("8002=deaf.muslin:{PORT}"),
+    ];
+    command.args(["--forward", &forwards.join(",")]);
+    let mut sidecar = Sidecar::start(command, lab.directory());
+    sidecar.wait_for("8002 leads to");
+    node.wait_peers(1);
+
+    let mut client = host.agent();
+    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut send = |to: SocketAddr, bytes| {
+        let sent = client.send(to, bytes, 3);
+        sent.is_ok_and(|sent| sent.bytes == bytes && sent.intact)
+    };
+    assert!(send((Ipv6Addr::LOCALHOST, 8000).into(), 20_000_000));
+    for port in [8001, 8002] {
+        poll_until(SOON, "the name of the other node's pod", || {
+            send(at(port), 20_000).then_some(())
+        });
+    }
+    // The sidecar's pod has the second address of its subnet.
+    let peers = node.query("peers");
+    let subnet = peers[0]["subnet"].as_str().unwrap();
+    let own: Ipv6Addr = subnet
+        .split_once(',')
+        .unwrap()
+        .1
+        .replace("::/64", "::2")
+        .parse()
+        .unwrap();
+    let request = [&[5, 1, 0, 4][..], &address.octets(), &PORT.to_be_bytes()].concat();
+    let words = ["050100:2".to_owned(), format!("{}:22", hex(&request))];
+    let mut perl = host.command("perl");
+    perl.args(["-e", CLIENT, "127.0.0.1", "1081", "0"])
+        .args(&words);
+    let output = perl.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let by = hex(&own.octets());
+    let answers = format!("0500\n05000004{by}0000\n");
+    assert!(text.starts_with(&answers), "{text}");
+
+    client.listen(7000).unwrap();
+    traffic::ping(&mut server, own);
+    traffic::transfer(&mut server, own, 80, 20_000_000);
+    let refused = server.open((own, 7000)).unwrap_err();
+    assert!(refused.to_string().contains("refused"), "{refused}");
 }
 
 #[test]

@@ -1,18 +1,12 @@
 //! A pod's device, as it is given to a node, and what the node's answer means for its interface.
 
-#[cfg(feature = "sidecar")]
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-#[cfg(feature = "sidecar")]
-use ipnet::Ipv4Net;
 use muslin_stack::api::control::{Attach, Attached, Namespace};
 use tracing::warn;
 
 use crate::control::Client;
-#[cfg(feature = "sidecar")]
-use crate::error::Error;
 use crate::error::Result;
 use crate::netns::Assignment;
 
@@ -70,16 +64,6 @@ impl<'a> Device<'a> {
         }
         Ok(attached)
     }
-}
-
-/// The IPv4 address of a pod in a process with the length of the node's subnet, and its gateway.
-///
-/// # Errors
-/// If the node gave it none.
-#[cfg(feature = "sidecar")]
-pub(crate) fn place(attached: &Attached) -> Result<(Ipv4Net, Ipv4Addr)> {
-    let place = attached.address.ipv4().zip(attached.gateway.ipv4());
-    place.ok_or_else(|| Error::failed("the node gave the pod no IPv4 address"))
 }
 
 /// What a node's answer means for the interface.

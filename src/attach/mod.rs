@@ -14,8 +14,6 @@ pub(crate) use command::{
     CREDENTIALS, Environment, become_command, command, exit_code, guard, or_shell, result_of,
     variables,
 };
-#[cfg(feature = "sidecar")]
-pub(crate) use device::place;
 pub(crate) use device::{Device, assignment, queues};
 pub(crate) use inside::{InsideProcess, serve};
 pub(crate) use stay::stay_attached;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio;
@@ -93,7 +93,7 @@ struct NodeLink {
 /// The sockets that flows have here.
 struct LocalSockets {
     sockets: Sockets,
-    exposed: HashMap<(Protocol, u16), SocketAddrV4>,
+    exposed: HashMap<(Protocol, u16), SocketAddr>,
     /// Connections that begin here, until it is known what becomes of them.
     dialled: HashMap<FlowId, oneshot::Sender<Result<(), HostError>>>,
     /// Where those that are there say that they were reset.
@@ -101,7 +101,7 @@ struct LocalSockets {
     /// Who reads the datagrams of a port.
     ports: HashMap<u16, Inbox>,
     /// The port of a flow of datagrams, and its other end.
-    inboxes: HashMap<FlowId, (u16, SocketAddrV4)>,
+    inboxes: HashMap<FlowId, (u16, SocketAddr)>,
 }
 
 impl PodThread {
@@ -241,15 +241,20 @@ impl PodThread {
 
     fn dial(
         &mut self,
-        to: SocketAddrV4,
+        to: SocketAddr,
         socket: socket2::Socket,
         reset: Arc<AtomicBool>,
         outcome_sender: oneshot::Sender<Result<(), HostError>>,
     ) {
+        let Some(own) = self.place.for_peer(to.ip()) else {
+            // Whoever asked may have gone.
+            let _ = outcome_sender.send(Err(HostError::NetUnreachable));
+            return;
+        };
         let key = FlowKey {
             protocol: Protocol::Tcp,
-            pod: to.into(),
-            remote: SocketAddrV4::new(self.place.address, 0).into(),
+            pod: to,
+            remote: SocketAddr::new(own, 0),
         };
         let now = self.clock.now();
         let Self {
@@ -276,11 +281,17 @@ impl PodThread {
     }
 
     fn bind(&mut self, inbox: Inbox) -> Option<u16> {
+        let own = self.place.address.iter().next()?;
+        let any = match own {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
         let Self { egress, locals, .. } = self;
+        // Datagrams leave from ports that were taken so alone: one is free in both IP versions.
         let key = FlowKey {
             protocol: Protocol::Udp,
-            pod: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into(),
-            remote: SocketAddrV4::new(self.place.address, 0).into(),
+            pod: SocketAddr::new(any, 0),
+            remote: SocketAddr::new(own, 0),
         };
         let is_free = |port: &u16| {
             !locals.ports.contains_key(port)
@@ -294,10 +305,13 @@ impl PodThread {
 
     fn send(&mut self, port: u16, datagram: &Datagram) {
         let to = datagram.peer;
+        let Some(own) = self.place.for_peer(to.ip()) else {
+            return self.link.count(DropReason::EgressFamily);
+        };
         let key = FlowKey {
             protocol: Protocol::Udp,
-            pod: to.into(),
-            remote: SocketAddrV4::new(self.place.address, port).into(),
+            pod: to,
+            remote: SocketAddr::new(own, port),
         };
         let now = self.clock.now();
         let Self {
@@ -403,16 +417,26 @@ impl PodThread {
     }
 }
 
+impl Place {
+    /// The pod's address for who has that one, if it has one of the same IP version.
+    fn for_peer(&self, peer: IpAddr) -> Option<IpAddr> {
+        match peer {
+            IpAddr::V4(_) => self.address.ipv4().map(IpAddr::V4),
+            IpAddr::V6(_) => self.address.ipv6().map(IpAddr::V6),
+        }
+    }
+}
+
 /// Egress for which all of the overlay, and what lies behind the gateway, are pods.
 fn endpoint(place: Place, now: Instant) -> io::Result<Endpoint> {
-    let endpoint = Endpoint::new(place.address.into(), place.gateway.into(), now);
-    endpoint.ok_or_else(|| io::Error::other("it has no IPv4 address"))
+    let endpoint = Endpoint::new(place.address, place.gateway, now);
+    endpoint.ok_or_else(|| io::Error::other("it has no address"))
 }
 
 fn config(place: Place) -> io::Result<EgressConfig> {
-    let own = Ipv4Net::from(place.address);
+    let own = place.address.iter::<IpAddr>().map(IpNet::from);
     let mut rules = Rules::default();
-    rules.allow = vec![own.into()];
+    rules.allow = own.collect();
     let mtu = Mtu::new(place.mtu.into()).map_err(io::Error::other)?;
     let seed = u64::from_ne_bytes(random().map_err(io::Error::other)?);
     let mut config = EgressConfig::new(Policy::new(rules), mtu, seed);
@@ -453,7 +477,7 @@ impl NodeLink {
         while let Some(output) = egress.poll_output() {
             let lost = match output {
                 Output::Packet(packet) => self.send(packet).err(),
-                // The pod has one address, and what is behind it is its own.
+                // What is behind the pod's addresses is its own.
                 Output::Error(error, offender) | Output::Relayed(_, error, offender) => {
                     self.report(now, error, offender);
                     None
@@ -518,7 +542,7 @@ impl Host for LocalSockets {
     ) -> Result<(), HostError> {
         let exposed = self.exposed.get(&(protocol, to.port()));
         let to = exposed.ok_or(HostError::Refused)?;
-        self.sockets.connect(flow, protocol, (*to).into())
+        self.sockets.connect(flow, protocol, *to)
     }
 
     fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,9 +56,16 @@ impl FromStr for Forward {
             let (from, to) = text.split_once('=')?;
             let (host, port) = to.rsplit_once(':')?;
             let port = port.parse().ok().filter(|port| *port > 0)?;
+            let bracketed = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+            let host = match bracketed {
+                Some(address) => Host::Ip(IpAddr::V6(address.parse().ok()?)),
+                // Without brackets nobody knows where an address of IPv6 ends.
+                None if host.contains(':') => return None,
+                None => host_name(host.as_bytes()).ok()?,
+            };
             Some(Self {
                 from: from.parse().ok()?,
-                to: (host_name(host.as_bytes()).ok()?, port),
+                to: (host, port),
             })
         };
         parse().ok_or_else(|| Malformed::Forward(text.to_owned()))
@@ -87,7 +94,7 @@ impl FromStr for Expose {
                 _ => return None,
             };
             let to = match to.parse::<u16>() {
-                Ok(port) => SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
+                Ok(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
                 Err(_) => to.parse().ok()?,
             };
             let port = port.parse().ok().filter(|port| *port > 0)?;
@@ -104,7 +111,7 @@ pub(super) async fn serve(
     to: Target,
 ) -> Result<(), ForwardError> {
     match dialler.connect(&to).await {
-        Ok(stream) => Ok(relay::relay(client, stream).await?),
+        Ok((stream, _)) => Ok(relay::relay(client, stream).await?),
         Err(error) => {
             // A client whose connection is not answered is to see that.
             let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
@@ -138,10 +145,24 @@ mod tests {
             ends("127.0.0.1:8080", "10.244.1.2:80")
         );
         assert_eq!(
+            read("[::1]:8080=[fd00::2]:80"),
+            ends("[::1]:8080", "[fd00::2]:80")
+        );
+        assert_eq!(
             read("0.0.0.0:0=web.muslin:80"),
             ends("0.0.0.0:0", "web.muslin:80")
         );
-        for bad in ["", "80", "80=", "80=web", "80=web:0", "80=:80", "x=web:80"] {
+        for bad in [
+            "",
+            "80",
+            "80=",
+            "80=web",
+            "80=web:0",
+            "80=:80",
+            "x=web:80",
+            "80=fd00::2:80",
+            "80=[web]:80",
+        ] {
             assert_eq!(read(bad), Err(Malformed::Forward(bad.to_owned())));
         }
     }
@@ -160,6 +181,8 @@ mod tests {
             read("53/udp=192.0.2.1:53"),
             Ok((Protocol::Udp, 53, elsewhere))
         );
+        let same = "[::1]:8080".to_owned();
+        assert_eq!(read("80=[::1]:8080"), Ok((Protocol::Tcp, 80, same)));
         for bad in ["", "80", "80=", "0=80", "80=0", "80/x=80", "80=x:80"] {
             assert_eq!(read(bad), Err(Malformed::Expose(bad.to_owned())));
         }

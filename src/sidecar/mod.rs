@@ -131,7 +131,7 @@ impl Proxies {
     /// Begins to serve clients by the address of an attached pod.
     ///
     /// # Errors
-    /// If the pod has no IPv4 address.
+    /// If the pod has no address.
     pub fn serve(self, overlay: &Arc<Overlay>, attached: &Attached) -> Result<()> {
         let dialler = Arc::new(Dialler::new(overlay.clone(), attached)?);
         for listener in self.socks5 {

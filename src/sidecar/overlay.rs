@@ -7,7 +7,7 @@
 //! the rest of the overlay are the pods.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -101,7 +101,7 @@ impl Overlay {
     ///
     /// # Errors
     /// What the other end or the way to it says: refused, unreachable, timed out.
-    pub async fn connect(&self, to: SocketAddrV4) -> io::Result<Stream> {
+    pub async fn connect(&self, to: SocketAddr) -> io::Result<Stream> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         theirs.set_nonblocking(true)?;
@@ -145,7 +145,7 @@ impl Overlay {
     /// over.
     ///
     /// # Errors
-    /// If the thread has ended, or there is no IPv4 address in it.
+    /// If the thread has ended, or there is no address in it.
     pub fn move_to(&self, attached: &Attached) -> Result<()> {
         self.send(Command::Move(attached.try_into()?))
             .map_err(Error::failed)
@@ -249,7 +249,7 @@ impl DatagramSocket {
     ///
     /// # Errors
     /// If the thread has ended.
-    pub fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+    pub fn send(&self, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
         let Some(room) = self.room.take(payload.len()) else {
             let lost = self.overlay.lost.fetch_add(1, Ordering::Relaxed) + 1;
             if lost.is_power_of_two() {
@@ -267,7 +267,7 @@ impl DatagramSocket {
     ///
     /// # Errors
     /// If the thread has ended.
-    pub async fn receive(&self) -> io::Result<(SocketAddrV4, Vec<u8>)> {
+    pub async fn receive(&self) -> io::Result<(SocketAddr, Vec<u8>)> {
         let received = self.inbox.lock().await.recv().await;
         let datagram = received.ok_or_else(|| ended(()))?;
         Ok((datagram.peer, datagram.payload))

@@ -1,11 +1,12 @@
 //! Names, by the resolver at the overlay's gateway.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
+use muslin_stack::addresses::Addresses;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
@@ -21,6 +22,9 @@ const TRIES: [Duration; 3] = [
     Duration::from_secs(2),
 ];
 
+/// How long an answer of IPv4 waits for that of IPv6 (RFC 8305 section 3).
+const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
+
 /// Why a name has no address.
 #[derive(Debug, Error)]
 pub(super) enum ResolveError {
@@ -32,18 +36,22 @@ pub(super) enum ResolveError {
     Resolver(io::Error),
 }
 
-/// Asks `resolver` for an address of `name`, by a port that nobody else has. A short name is looked
-/// for in the domains of `search`.
+/// Asks `resolver` for the addresses of `name`, of the IP versions that `own` has, by a port that nobody
+/// else has; one at least. A short name is looked for in the domains of `search`.
 pub(super) async fn resolve(
     socket: &DatagramSocket,
-    resolver: Ipv4Addr,
+    resolver: IpAddr,
     name: &str,
     search: &[String],
-) -> Result<Ipv4Addr, ResolveError> {
+    own: Addresses,
+) -> Result<Vec<IpAddr>, ResolveError> {
+    let aaaa = own.ipv6().map(|_| RecordType::AAAA);
+    let a = own.ipv4().map(|_| RecordType::A);
+    let types: Vec<_> = aaaa.into_iter().chain(a).collect();
     let mut fault = None;
     for full in candidates(name, search) {
-        match ask(socket, resolver, &full).await? {
-            Outcome::Address(address) => return Ok(address),
+        match ask(socket, resolver, &full, &types).await? {
+            Outcome::Addresses(addresses) => return Ok(addresses),
             Outcome::Nothing => {}
             // Another domain may have an answer.
             Outcome::Failure(code) => fault = Some(code),
@@ -76,44 +84,96 @@ fn candidates(name: &str, search: &[String]) -> Vec<Name> {
 /// What a resolver knows of a name.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
-    Address(Ipv4Addr),
+    Addresses(Vec<IpAddr>),
     Nothing,
     Failure(ResponseCode),
 }
 
+/// A question and what is known of its answer.
+struct Asked {
+    query: Message,
+    bytes: Vec<u8>,
+    outcome: Option<Outcome>,
+}
+
+/// Asks for records of these types, all at once.
 async fn ask(
     socket: &DatagramSocket,
-    resolver: Ipv4Addr,
+    resolver: IpAddr,
     name: &Name,
+    types: &[RecordType],
 ) -> Result<Outcome, ResolveError> {
     let lost = ResolveError::Resolver;
-    let query = question(name)?;
-    let bytes = query
-        .to_vec()
-        .map_err(|error| lost(io::Error::other(error)))?;
-    let to = SocketAddrV4::new(resolver, PORT);
+    let mut all = Vec::new();
+    for kind in types {
+        let query = question(name, *kind)?;
+        let bytes = query
+            .to_vec()
+            .map_err(|error| lost(io::Error::other(error)))?;
+        all.push(Asked {
+            query,
+            bytes,
+            outcome: None,
+        });
+    }
+    let to = SocketAddr::new(resolver, PORT);
     for patience in TRIES {
-        socket.send(to, &bytes).map_err(lost)?;
-        let until = Instant::now() + patience;
+        for asked in all.iter().filter(|it| it.outcome.is_none()) {
+            socket.send(to, &asked.bytes).map_err(lost)?;
+        }
+        let mut until = Instant::now() + patience;
         while let Ok(received) = timeout_at(until, socket.receive()).await {
             let (from, answer) = received.map_err(lost)?;
             // An answer to another query, or to none, does not count.
-            if let Some(outcome) = (from == to).then(|| read(&query, &answer)).flatten() {
-                return Ok(outcome);
+            for asked in all.iter_mut().filter(|_| from == to) {
+                if let Some(outcome) = read(&asked.query, &answer) {
+                    asked.outcome = Some(outcome);
+                }
             }
+            if all.iter().all(|it| it.outcome.is_some()) {
+                return Ok(together(all));
+            }
+            if has_address(&all) {
+                until = until.min(Instant::now() + RESOLUTION_DELAY);
+            }
+        }
+        if has_address(&all) {
+            return Ok(together(all));
         }
     }
     let silent = format!("the resolver {resolver} does not answer");
     Err(lost(io::Error::new(io::ErrorKind::TimedOut, silent)))
 }
 
-/// The question for a name's address.
-fn question(name: &Name) -> Result<Message, ResolveError> {
+fn has_address(all: &[Asked]) -> bool {
+    let mut outcomes = all.iter().filter_map(|it| it.outcome.as_ref());
+    outcomes.any(|it| matches!(it, Outcome::Addresses(_)))
+}
+
+/// What several answers say: the addresses of all, if there are any.
+fn together(all: Vec<Asked>) -> Outcome {
+    let (mut addresses, mut fault) = (Vec::new(), None);
+    for outcome in all.into_iter().filter_map(|it| it.outcome) {
+        match outcome {
+            Outcome::Addresses(more) => addresses.extend(more),
+            Outcome::Nothing => {}
+            Outcome::Failure(code) => fault = Some(code),
+        }
+    }
+    match fault {
+        _ if !addresses.is_empty() => Outcome::Addresses(addresses),
+        Some(code) => Outcome::Failure(code),
+        None => Outcome::Nothing,
+    }
+}
+
+/// The question for a name's addresses of one IP version.
+fn question(name: &Name, kind: RecordType) -> Result<Message, ResolveError> {
     let mut query = Message::query();
     let random = random().map_err(|error| ResolveError::Resolver(io::Error::other(error)))?;
     query.metadata.id = u16::from_ne_bytes(random);
     query.metadata.recursion_desired = true;
-    query.add_query(Query::query(name.clone(), RecordType::A));
+    query.add_query(Query::query(name.clone(), kind));
     Ok(query)
 }
 
@@ -127,12 +187,16 @@ fn read(query: &Message, bytes: &[u8]) -> Option<Outcome> {
         return None;
     }
     // Aliases come with what they stand for.
-    let mut addresses = answer.answers.iter().filter_map(|it| match &it.data {
-        RData::A(address) => Some(address.0),
+    let kind = query.queries.first()?.query_type();
+    let addresses = answer.answers.iter().filter_map(|it| match &it.data {
+        RData::A(address) if kind == RecordType::A => Some(IpAddr::V4(address.0)),
+        RData::AAAA(address) if kind == RecordType::AAAA => Some(IpAddr::V6(address.0)),
         _ => None,
     });
-    Some(match (addresses.next(), answer.response_code) {
-        (Some(address), _) => Outcome::Address(address),
+    let addresses: Vec<_> = addresses.collect();
+    let found = (!addresses.is_empty()).then_some(addresses);
+    Some(match (found, answer.response_code) {
+        (Some(addresses), _) => Outcome::Addresses(addresses),
         (None, ResponseCode::NoError | ResponseCode::NXDomain) => Outcome::Nothing,
         (None, code) => Outcome::Failure(code),
     })
@@ -140,6 +204,8 @@ fn read(query: &Message, bytes: &[u8]) -> Option<Outcome> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use hickory_proto::rr::Record;
     use hickory_proto::rr::rdata::A;
 
@@ -171,7 +237,7 @@ mod tests {
     #[test]
     fn only_what_answers_the_question_counts() {
         let name = |name: &str| Name::from_ascii(name).unwrap();
-        let query = question(&name("web.muslin.")).unwrap();
+        let query = question(&name("web.muslin."), RecordType::A).unwrap();
         let address = Ipv4Addr::new(10, 244, 1, 2);
         let mut answer = query.clone().into_response();
         answer.add_answer(Record::from_rdata(
@@ -180,14 +246,22 @@ mod tests {
             RData::A(A(address)),
         ));
         let told = |message: &Message| read(&query, &message.to_vec().unwrap());
-        assert_eq!(told(&answer), Some(Outcome::Address(address)));
+        let addresses = Outcome::Addresses(vec![address.into()]);
+        assert_eq!(told(&answer), Some(addresses));
+        let of_ipv6 = question(&name("web.muslin."), RecordType::AAAA).unwrap();
+        let mut other = of_ipv6.clone().into_response();
+        other.answers.clone_from(&answer.answers);
+        let bytes = other.to_vec().unwrap();
+        assert_eq!(read(&of_ipv6, &bytes), Some(Outcome::Nothing));
 
         let mut other = answer.clone();
         other.metadata.id ^= 1;
         assert!(told(&other).is_none());
         assert!(told(&query).is_none());
         assert!(read(&query, b"garbage").is_none());
-        let mut other = question(&name("else.muslin.")).unwrap().into_response();
+        let mut other = question(&name("else.muslin."), RecordType::A)
+            .unwrap()
+            .into_response();
         other.metadata.id = query.id;
         assert!(told(&other).is_none());
 

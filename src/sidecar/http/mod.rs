@@ -121,7 +121,7 @@ async fn connect(
     tunnel: &Tunnel,
 ) -> Result<Response<Body>, Refusal> {
     let target = head::tunnel(&request).map_err(faulty)?;
-    let stream = dialler.connect(&target).await.map_err(unreached)?;
+    let (stream, _) = dialler.connect(&target).await.map_err(unreached)?;
     let opened = tokio::spawn(async move {
         let upgraded = match hyper::upgrade::on(request).await {
             Ok(upgraded) => upgraded,
@@ -143,7 +143,8 @@ async fn forward(
 ) -> Result<Response<Body>, Refusal> {
     let waits = head::waits_for_continue(&request);
     let target = head::forward(&mut request).map_err(faulty)?;
-    let stream = Server::new(dialler.connect(&target).await.map_err(unreached)?);
+    let (stream, _) = dialler.connect(&target).await.map_err(unreached)?;
+    let stream = Server::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(failed)?;
@@ -190,7 +191,7 @@ fn unreached(error: DialError) -> Refusal {
             io::ErrorKind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         },
-        DialError::Resolve(_) | DialError::Ipv6(_) => StatusCode::BAD_GATEWAY,
+        DialError::Resolve(_) | DialError::Version(_) => StatusCode::BAD_GATEWAY,
     };
     (status, error.to_string())
 }

@@ -4,7 +4,7 @@
 //! has one port of the pod's address, so that all who are sent to see the same client.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use muslin_encap::ip::v4;
@@ -44,13 +44,10 @@ impl Relay {
         })
     }
 
-    /// Where the client has to send to; nothing if that is no IPv4 address.
-    pub(super) fn address(&self) -> io::Result<Option<SocketAddrV4>> {
+    /// Where the client has to send to.
+    pub(super) fn address(&self) -> io::Result<SocketAddr> {
         let address = self.local.local_addr()?;
-        Ok(match address.ip().to_canonical() {
-            IpAddr::V4(ip) => Some(SocketAddrV4::new(ip, address.port())),
-            IpAddr::V6(_) => None,
-        })
+        Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
     /// Relays until the client's connection ends, or nothing comes for long. Datagrams to a name wait
@@ -72,20 +69,20 @@ impl Relay {
                     };
                     let address = match host {
                         Host::Name(name) => lookups.find(name, (port, payload), |name| async move {
-                            dialler.resolve(&Host::Name(name)).await
+                            dialler.for_datagrams(&Host::Name(name)).await
                         }),
-                        Host::Ip(_) => dialler.resolve(&host).await.map_or_else(|error| {
+                        Host::Ip(_) => dialler.for_datagrams(&host).await.map_or_else(|error| {
                             debug!("SOCKS5: a datagram was not sent: {error}");
                             None
                         }, Some),
                     };
                     if let Some(address) = address {
-                        self.overlay.send(SocketAddrV4::new(address, port), payload)?;
+                        self.overlay.send(SocketAddr::new(address, port), payload)?;
                     }
                 }
                 Some((address, datagrams)) = lookups.next() => {
                     for (port, payload) in datagrams {
-                        self.overlay.send(SocketAddrV4::new(address, port), &payload)?;
+                        self.overlay.send(SocketAddr::new(address, port), &payload)?;
                     }
                 }
                 received = self.overlay.receive() => {
@@ -115,9 +112,9 @@ impl Relay {
     }
 
     /// Gives the client a datagram.
-    async fn give(&self, from: SocketAddrV4, payload: &[u8]) {
+    async fn give(&self, from: SocketAddr, payload: &[u8]) {
         let Some(client) = self.from else { return };
-        let datagram = [&wire::datagram_header(from), payload].concat();
+        let datagram = [&wire::datagram_header(from)[..], payload].concat();
         if let Err(error) = self.local.send_to(&datagram, client).await {
             debug!("SOCKS5: a datagram for {client}: {error}");
         }

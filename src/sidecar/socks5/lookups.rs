@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -27,11 +27,11 @@ pub(super) type Datagram = (u16, Vec<u8>);
 
 /// The names of one association, which `E` can say nothing of.
 pub(super) struct Lookups<'a, E> {
-    known: HashMap<String, (Instant, Ipv4Addr)>,
+    known: HashMap<String, (Instant, IpAddr)>,
     waiting: HashMap<String, Vec<Datagram>>,
     /// Bytes that wait.
     bytes: usize,
-    running: FuturesUnordered<BoxFuture<'a, (String, Result<Ipv4Addr, E>)>>,
+    running: FuturesUnordered<BoxFuture<'a, (String, Result<IpAddr, E>)>>,
 }
 
 impl<'a, E: std::fmt::Display + 'a> Lookups<'a, E> {
@@ -51,9 +51,9 @@ impl<'a, E: std::fmt::Display + 'a> Lookups<'a, E> {
         name: String,
         datagram: (u16, &[u8]),
         look_up: impl FnOnce(String) -> F,
-    ) -> Option<Ipv4Addr>
+    ) -> Option<IpAddr>
     where
-        F: Future<Output = Result<Ipv4Addr, E>> + Send + 'a,
+        F: Future<Output = Result<IpAddr, E>> + Send + 'a,
     {
         let now = Instant::now();
         if let Some((_, address)) = self.known.get(&name).filter(|(until, _)| now < *until) {
@@ -80,7 +80,7 @@ impl<'a, E: std::fmt::Display + 'a> Lookups<'a, E> {
 
     /// The next address that becomes known, and the datagrams that have waited for it; nothing if
     /// none is looked up.
-    pub(super) async fn next(&mut self) -> Option<(Ipv4Addr, Vec<Datagram>)> {
+    pub(super) async fn next(&mut self) -> Option<(IpAddr, Vec<Datagram>)> {
         loop {
             let (name, found) = self.running.next().await?;
             let datagrams = self.waiting.remove(&name).unwrap_or_default();
@@ -96,7 +96,7 @@ impl<'a, E: std::fmt::Display + 'a> Lookups<'a, E> {
         }
     }
 
-    fn remember(&mut self, name: String, address: Ipv4Addr) {
+    fn remember(&mut self, name: String, address: IpAddr) {
         let now = Instant::now();
         if self.known.len() >= KNOWN {
             self.known.retain(|_, (until, _)| now < *until);
@@ -111,11 +111,13 @@ impl<'a, E: std::fmt::Display + 'a> Lookups<'a, E> {
 mod tests {
     use std::future::{pending, ready};
 
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    const ONE: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
+    const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 1, 2));
 
-    fn slow(_: String) -> impl Future<Output = Result<Ipv4Addr, String>> + Send {
+    fn slow(_: String) -> impl Future<Output = Result<IpAddr, String>> + Send {
         pending()
     }
 

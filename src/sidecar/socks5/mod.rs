@@ -4,7 +4,7 @@ mod associate;
 mod lookups;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,8 +132,8 @@ impl Client {
         }
     }
 
-    async fn answer(&mut self, reply: Reply, by: Option<SocketAddrV4>) -> io::Result<()> {
-        let by = by.unwrap_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+    async fn answer(&mut self, reply: Reply, by: Option<SocketAddr>) -> io::Result<()> {
+        let by = by.unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
         self.stream.write_all(&wire::reply(reply, by)).await
     }
 
@@ -141,11 +141,10 @@ impl Client {
         let opened = Relay::open(&self.stream, dialler).await;
         let address = opened.and_then(|relay| Ok((relay.address()?, relay)));
         match address {
-            Ok((Some(address), relay)) => {
+            Ok((address, relay)) => {
                 self.answer(Reply::Succeeded, Some(address)).await?;
                 Ok(relay.run(&mut self.stream, dialler).await?)
             }
-            Ok((None, _)) => Ok(self.answer(Reply::AddressNotSupported, None).await?),
             Err(error) => {
                 self.answer(Reply::Failure, None).await?;
                 Err(error.into())
@@ -154,18 +153,15 @@ impl Client {
     }
 
     async fn connect(mut self, dialler: &Dialler, target: &Target) -> Result<(), Refusal> {
-        let mut stream = match dialler.connect(target).await {
-            Ok(stream) => stream,
+        let (mut stream, by) = match dialler.connect(target).await {
+            Ok(connected) => connected,
             Err(error) => {
                 self.answer(reply_to(&error), None).await?;
                 return Err(error.into());
             }
         };
-        self.answer(
-            Reply::Succeeded,
-            Some(SocketAddrV4::new(dialler.address(), 0)),
-        )
-        .await?;
+        let by = SocketAddr::new(by, 0);
+        self.answer(Reply::Succeeded, Some(by)).await?;
         stream.write_all(&self.said).await?;
         relay::relay(self.stream, stream).await?;
         Ok(())
@@ -176,7 +172,7 @@ impl Client {
 fn reply_to(error: &DialError) -> Reply {
     match error {
         DialError::Resolve(_) => Reply::HostUnreachable,
-        DialError::Ipv6(_) => Reply::AddressNotSupported,
+        DialError::Version(_) => Reply::AddressNotSupported,
         DialError::Connect(_, error) => match error.kind() {
             io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Reply::Refused,
             io::ErrorKind::NetworkUnreachable => Reply::NetworkUnreachable,

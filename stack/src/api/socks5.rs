@@ -3,7 +3,7 @@
 //! Each is read from the beginning of what has come so far: a message and its length, nothing yet,
 //! or what is wrong with it. None is longer than [`MAX_LEN`].
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
@@ -202,18 +202,30 @@ pub const fn authenticated(is_right: bool) -> [u8; 2] {
 
 /// The answer to a request, with the address it is done by.
 #[must_use]
-pub fn reply(reply: Reply, by: SocketAddrV4) -> [u8; 10] {
-    let mut bytes = datagram_header(by);
-    bytes[..3].copy_from_slice(&[VERSION, reply as u8, 0]);
-    bytes
+pub fn reply(reply: Reply, by: SocketAddr) -> Vec<u8> {
+    addressed([VERSION, reply as u8, 0], by)
 }
 
 /// What is in front of a datagram that came from `from`.
 #[must_use]
-pub fn datagram_header(from: SocketAddrV4) -> [u8; 10] {
-    let [a, b, c, d] = from.ip().octets();
-    let [high, low] = from.port().to_be_bytes();
-    [0, 0, 0, 1, a, b, c, d, high, low]
+pub fn datagram_header(from: SocketAddr) -> Vec<u8> {
+    addressed([0; 3], from)
+}
+
+fn addressed(head: [u8; 3], address: SocketAddr) -> Vec<u8> {
+    let mut bytes = head.to_vec();
+    match address.ip() {
+        IpAddr::V4(ip) => {
+            bytes.push(1);
+            bytes.extend(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            bytes.push(4);
+            bytes.extend(ip.octets());
+        }
+    }
+    bytes.extend(address.port().to_be_bytes());
+    bytes
 }
 
 /// Reads a host and a port that begin at `at`.
@@ -356,9 +368,14 @@ mod tests {
 
     #[test]
     fn answers_are_as_the_protocol_has_them() {
-        let by = SocketAddrV4::new(Ipv4Addr::new(1, 2, 3, 4), 0x506);
+        let by = SocketAddr::from(([1, 2, 3, 4], 0x506));
         let bytes = reply(Reply::Refused, by);
         assert_eq!(bytes, [5, 5, 0, 1, 1, 2, 3, 4, 5, 6]);
+        let from = SocketAddr::from((Ipv6Addr::LOCALHOST, 0x506));
+        let header = datagram_header(from);
+        assert_eq!(header[..4], [0, 0, 0, 4]);
+        let read = datagram(&header).unwrap();
+        assert_eq!(read, Some(((Host::Ip(from.ip()), 0x506), header.len())));
         assert_eq!((method(NO_METHOD), authenticated(true)), ([5, 255], [1, 0]));
         assert_eq!(authenticated(false), [1, 1]);
     }
