@@ -10,7 +10,7 @@ use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use serde_json::Value;
 
 /// The hosts of two nodes of both IP versions, and how these are started.
-fn dual(lab: &Lab) -> [(NodeConfig, Host); 2] {
+fn dual(lab: &Lab, backend: &str) -> [(NodeConfig, Host); 2] {
     [1, 2].map(|number: u8| {
         let name = format!("n{number}");
         let host = lab.host(&name, Ipv4Addr::new(10, 9, 0, number));
@@ -18,7 +18,8 @@ fn dual(lab: &Lab) -> [(NodeConfig, Host); 2] {
         let config = NodeConfig::on_interface(&name, "eth0", &lab.store());
         let config = config
             .with("--network", "10.244.0.0/16")
-            .with("--ipv6-network", "fd44::/48");
+            .with("--ipv6-network", "fd44::/48")
+            .with("--backend", backend);
         (config, host)
     })
 }
@@ -50,9 +51,9 @@ impl Bed {
     }
 
     /// The same in both IP versions.
-    fn dual() -> Option<Self> {
+    fn dual(backend: &str) -> Option<Self> {
         let lab = Lab::new()?;
-        let nodes = dual(&lab);
+        let nodes = dual(&lab, backend);
         Some(Self::of(lab, nodes, &["-6"]))
     }
 
@@ -223,9 +224,11 @@ fn on_the_link_it_agrees_with_what_happens() {
     agrees_with_what_happens("host-gw");
 }
 
-#[test]
-fn in_ipv6_it_agrees_with_what_happens() {
-    let Some(mut bed) = Bed::dual() else { return };
+/// The same in IPv6.
+fn agrees_with_what_happens_in_ipv6(backend: &str, mtu: u16) {
+    let Some(mut bed) = Bed::dual(backend) else {
+        return;
+    };
     let [web, near, far] = bed
         .pods
         .each_mut()
@@ -271,7 +274,6 @@ fn in_ipv6_it_agrees_with_what_happens() {
     bed.ends(&["web", "outside", "-6"], 1, "egress", None);
     let published = ["outside", "web", "-6", "--dport", "8080"];
     bed.ends(&published, 1, "delivered", None);
-    let mtu = bed.nodes[0].mtu() - 20;
     let (fits, exceeds) = (mtu.to_string(), (mtu + 1).to_string());
     let sized = |size| ["web", "db", "-6", "--size", size];
     bed.ends(&sized(&fits), 2, "delivered", None);
@@ -311,6 +313,16 @@ fn in_ipv6_it_agrees_with_what_happens() {
             "{errors:?}"
         );
     }
+}
+
+#[test]
+fn in_ipv6_over_vxlan_it_agrees_with_what_happens() {
+    agrees_with_what_happens_in_ipv6("vxlan", 1430);
+}
+
+#[test]
+fn in_ipv6_on_the_link_it_agrees_with_what_happens() {
+    agrees_with_what_happens_in_ipv6("host-gw", 1500);
 }
 
 #[test]
@@ -425,9 +437,9 @@ impl Apart {
     }
 
     /// The same in both IP versions.
-    fn dual() -> Option<Self> {
+    fn dual(backend: &str) -> Option<Self> {
         let lab = Lab::new()?;
-        let [first, second] = dual(&lab);
+        let [first, second] = dual(&lab, backend);
         let nodes = [(1, first), (2, second)]
             .map(|(number, (config, host))| with_secret(&lab, config, number, SECRET).start(&host));
         let mut apart = Self::of(lab, nodes, &["-6"]);
@@ -509,7 +521,8 @@ fn on_the_link_it_goes_on_at_another_machine() {
 /// Gateways ask each other in the version of the packet.
 #[test]
 fn in_ipv6_it_goes_on_at_another_machine() {
-    goes_on_at_another_machine(Apart::dual(), &["-6"]);
+    goes_on_at_another_machine(Apart::dual("vxlan"), &["-6"]);
+    goes_on_at_another_machine(Apart::dual("host-gw"), &["-6"]);
 }
 
 /// A trace ends with one line that says why the other node's part is not known.
@@ -697,7 +710,7 @@ fn probes_are_seen_by_nodes_of_two_machines() {
 
 #[test]
 fn probes_of_ipv6_are_seen_by_nodes_of_two_machines() {
-    let Some(apart) = Apart::dual() else {
+    let Some(apart) = Apart::dual("vxlan") else {
         return;
     };
     are_seen_on_their_way(&apart.nodes[0], &["-6"]);

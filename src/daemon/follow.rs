@@ -90,6 +90,7 @@ async fn follow_ipv6(
     let before = *public_ipv6.borrow();
     let now = underlay::ipv6::choose(wanted, interface, before).await;
     interface.address_v6 = now.or(before);
+    interface.link_v6 = underlay::ipv6::link(interface).await;
     let Some(address) = now.filter(|_| now != before) else {
         return;
     };

@@ -100,6 +100,7 @@ async fn look(
 ) -> std::result::Result<Place, NoInterface> {
     let mut interface = underlay::choose_interface(&settings.underlay, audience(settings)).await?;
     interface.address_v6 = underlay::ipv6::choose(&settings.underlay, &interface, None).await;
+    interface.link_v6 = underlay::ipv6::link(&interface).await;
     match store.listed(interface.public_ip) {
         Ok(listed) => Ok(Place { interface, listed }),
         Err(error) => Err(NoInterface::NotYet(error.to_string())),
@@ -394,7 +395,8 @@ fn combine(
     let uplink = uplinks.first().map(|device| {
         let len = interface.prefix.prefix_len();
         let net = Ipv4Net::new_assert(interface.public_ip, len);
-        let mut uplink = Uplink::new(device.hardware_address(), net, plan.outer);
+        let nets = Nets::with_ipv4(net, interface.link_v6);
+        let mut uplink = Uplink::new(device.hardware_address(), nets, plan.outer);
         uplink.answers = matches!(settings.uplink, UplinkKind::Tap(_));
         uplink
     });

@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_stack::addresses::Addresses;
 use regex::Regex;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
@@ -32,6 +32,8 @@ pub struct PublicInterface {
     /// The IPv6 address that the tunnel is bound to, too, and that other nodes send to
     /// ([`super::ipv6::choose`]).
     pub address_v6: Option<Ipv6Addr>,
+    /// The same with the length of its link's prefix, if it is an address of this interface.
+    pub link_v6: Option<Ipv6Net>,
     /// The interface's MTU in bytes.
     pub mtu: u32,
     /// The network that is on the link, without a router between: that of the address.
@@ -196,6 +198,7 @@ fn choose_among(
         address,
         public_ip: wanted.public_ip.unwrap_or(address),
         address_v6: None,
+        link_v6: None,
         mtu: interface.mtu,
         prefix: interface.prefix(address),
         is_up: interface.is_up,

@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
+use ipnet::Ipv6Net;
 use muslin_stack::control::lease::is_public_ipv6;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -109,14 +110,34 @@ pub async fn choose(
     netlink::with(ask).await.ok().flatten()
 }
 
+/// The interface's IPv6 address with the length of its link's prefix; `None` if the interface does not have
+/// it.
+pub async fn link(interface: &PublicInterface) -> Option<Ipv6Net> {
+    let wanted = interface.address_v6?;
+    let ask = async |handle: &Handle| {
+        let all = addresses(handle, interface.index).await;
+        let mut all = all.iter().filter_map(|message| {
+            let found = Candidate::read(message)?;
+            (found.address == wanted).then_some(message.header.prefix_len)
+        });
+        Ipv6Net::new(wanted, all.next()?).ok()
+    };
+    netlink::with(ask).await.ok().flatten()
+}
+
 async fn candidates(handle: &Handle, index: u32) -> Vec<Candidate> {
+    let all = addresses(handle, index).await;
+    all.iter().filter_map(Candidate::read).collect()
+}
+
+async fn addresses(handle: &Handle, index: u32) -> Vec<AddressMessage> {
     let request = handle.address().get().set_link_index_filter(index);
     let mut addresses = request.execute();
     let mut found = Vec::new();
     // What the kernel refuses to tell is not there.
     while let Ok(Some(message)) = addresses.try_next().await {
         if message.header.family == AddressFamily::Inet6 {
-            found.extend(Candidate::read(&message));
+            found.push(message);
         }
     }
     found
