@@ -459,7 +459,6 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         let taken = if packet.tail().is_empty() {
             self.egress.from_pod(now, packet, host)
         } else {
-            let is_for_group = self.node.awaits_whole();
             self.flat.clear();
             self.flat.extend_from_slice(packet.as_slice());
             for piece in packet.tail() {
@@ -469,11 +468,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             let whole = PacketBuf::new(&mut self.flat, 0, len);
             let whole = whole.map_err(|_| DropReason::HeadroomExceeded);
             whole.and_then(|whole| {
-                let mut whole = whole.with_offload(packet.offload());
-                if is_for_group {
-                    self.node.take_whole(now, &mut whole);
-                    return Ok(());
-                }
+                let whole = whole.with_offload(packet.offload());
                 self.egress.from_pod(now, &whole, host)
             })
         };

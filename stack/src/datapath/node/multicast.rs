@@ -50,8 +50,6 @@ pub(super) struct Groups {
     first_queries: u8,
     /// Whether a pod was attached since.
     has_attached: bool,
-    /// Whether a packet was received of which a part is elsewhere.
-    awaits_whole: bool,
     /// Lists that are used again.
     free: Vec<Vec<u32>>,
 }
@@ -160,6 +158,8 @@ impl Head {
 /// of one is made.
 fn work_of(packet: &PacketBuf<'_>) -> Result<u64, DropReason> {
     let segments = match packet.offload().gso {
+        // It was merged here.
+        Some(_) if !packet.tail().is_empty() => 1 + packet.tail().len(),
         Some(gso) => split::segment_count(packet.as_slice(), 0, gso)
             .map_err(|_| DropReason::SuperpacketRefused)?,
         None => 1,
@@ -176,7 +176,6 @@ impl Groups {
             next_query: now,
             first_queries: ROBUSTNESS,
             has_attached: false,
-            awaits_whole: false,
             free: Vec::new(),
         }
     }
@@ -528,6 +527,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
         let mut bytes = self.output.free.pop().unwrap_or_default();
         bytes.clear();
         bytes.extend_from_slice(packet.as_slice());
+        for piece in packet.tail() {
+            bytes.extend_from_slice(piece);
+        }
+        bytes.truncate(packet.total_len());
         match crossing {
             Some(Crossing::Routed) if bytes.first().is_some_and(|it| it >> 4 == 4) => {
                 v4::decrement_ttl(&mut bytes);
@@ -647,27 +650,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
         let is_from_peer = matches!(origin, Origin::Peer(_));
-        let groups = self.groups.as_mut().filter(|_| is_from_peer);
-        let groups = groups.ok_or(DropReason::DestinationNotUnicast)?;
-        if packet.total_len() > packet.len() {
-            // Whoever has the rest of it comes by `take_whole`.
-            groups.awaits_whole = true;
-            return Ok(Verdict::Egress);
+        if self.groups.is_none() || !is_from_peer {
+            return Err(DropReason::DestinationNotUnicast);
         }
         self.deliver_to_members(now, packet)
-    }
-
-    /// Whether the last packet was for a group and came in pieces.
-    pub(in crate::datapath) fn awaits_whole(&mut self) -> bool {
-        let groups = self.groups.as_mut();
-        groups.is_some_and(|groups| std::mem::take(&mut groups.awaits_whole))
-    }
-
-    /// Takes that packet in one piece.
-    pub(in crate::datapath) fn take_whole(&mut self, now: Instant, packet: &mut PacketBuf<'_>) {
-        if let Err(reason) = self.deliver_to_members(now, packet) {
-            self.ledger.own(Verdict::Drop(reason), &*packet);
-        }
     }
 
     /// Copies a peer's packet to members of its group.
