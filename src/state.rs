@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -136,6 +137,8 @@ pub struct Identity {
     pub subnet: Option<Ipv4Net>,
     /// The IPv6 subnet it had.
     pub subnet_ipv6: Option<Ipv6Net>,
+    /// The public IPv6 address that its lease named last.
+    pub public_ipv6: Option<Ipv6Addr>,
     /// Where all that counts, once it had a lease.
     pub store: Option<StoreId>,
 }
@@ -151,6 +154,7 @@ impl Identity {
             gateway_mac: VtepMac::from_random(random()?),
             subnet: None,
             subnet_ipv6: None,
+            public_ipv6: None,
             store: None,
         })
     }
@@ -192,6 +196,8 @@ struct IdentityFile {
     subnet: Option<Ipv4Net>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subnet_ipv6: Option<Ipv6Net>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    public_ipv6: Option<Ipv6Addr>,
     store: Option<StoreId>,
 }
 
@@ -279,6 +285,7 @@ impl StateDir {
                 gateway_mac: mac(&file.gateway_mac)?,
                 subnet: file.subnet,
                 subnet_ipv6: file.subnet_ipv6,
+                public_ipv6: file.public_ipv6,
                 store: file.store,
             });
         }
@@ -297,6 +304,7 @@ impl StateDir {
             gateway_mac: identity.gateway_mac.to_string(),
             subnet: identity.subnet,
             subnet_ipv6: identity.subnet_ipv6,
+            public_ipv6: identity.public_ipv6,
             store: identity.store.clone(),
         };
         self.write("identity.json", &file)
@@ -526,6 +534,8 @@ mod tests {
         let mut identity = state.identity().unwrap();
         assert_ne!(identity.vtep_mac, identity.gateway_mac);
         identity.subnet = Some("10.244.3.0/24".parse().unwrap());
+        identity.subnet_ipv6 = Some("fd00:244:0:3::/64".parse().unwrap());
+        identity.public_ipv6 = Some("fd01::3".parse().unwrap());
         identity.store = Some(store("etcd://h:1", "a", "/x"));
         state.write_identity(&identity).unwrap();
         assert_eq!(state.identity().unwrap(), identity);

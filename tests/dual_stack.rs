@@ -108,7 +108,7 @@ fn nodes(lab: &Lab, backend: &str) -> Vec<Node> {
     let store = lab.store();
     let start = |number: u8| {
         let config = NodeConfig::on_interface(&format!("n{number}"), "eth0", &store);
-        let config = config.with("--ipv6-network", NETWORK);
+        let config = config.with("--network", format!("10.244.0.0/16,{NETWORK}"));
         config
             .with("--backend", backend)
             .start(&host(lab, &format!("h{number}"), number))

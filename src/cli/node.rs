@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use clap::{Args, ValueEnum};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
-use muslin_stack::addresses::Addresses;
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::control::lease::{Backend, Ipv6Range, NetworkConfig, VxlanOptions, WantedConfig};
 use muslin_stack::datapath::egress::Nat64Prefix;
 use tracing::warn;
@@ -67,14 +67,15 @@ pub(super) struct Arguments {
     /// directory]
     #[arg(long, value_name = "URL")]
     store: Option<OsString>,
-    /// The cluster's pod network, if the store has no configuration yet [default: 10.244.0.0/16]
-    #[arg(long, value_name = "CIDR")]
-    network: Option<Ipv4Net>,
-    /// The same of IPv6, for a network that has both
+    /// The cluster's pod network, if the store has no configuration yet, of IPv4 or IPv6, or one of each
+    /// with a comma in between [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    network: Vec<IpNet>,
+    /// The pod network of IPv6, beside that of --network, or alone
     #[arg(long, value_name = "CIDR")]
     ipv6_network: Option<Ipv6Net>,
     /// Prefix length of a node's IPv6 subnet [default: 64, or two more than the network's]
-    #[arg(long, value_name = "BITS", requires = "ipv6_network")]
+    #[arg(long, value_name = "BITS")]
     ipv6_subnet_len: Option<u8>,
     /// Prefix length of a node's subnet [default: 24, or two more than the network's]
     #[arg(long, value_name = "BITS")]
@@ -389,8 +390,6 @@ impl Arguments {
     /// the store's or the default.
     fn wanted_config(&self) -> Result<WantedConfig> {
         let Self {
-            network,
-            ipv6_network,
             ipv6_subnet_len,
             subnet_len,
             backend,
@@ -398,23 +397,37 @@ impl Arguments {
             port,
             ..
         } = self;
-        let config = NetworkConfig::new(
-            match network {
-                Some(network) => *network,
-                None => NETWORK.parse().map_err(Error::usage)?,
-            },
-            *subnet_len,
-            self.backend()?,
-        );
-        let config = config.and_then(|config| match ipv6_network {
-            Some(network) => config.with_ipv6(Ipv6Range::new(*network, *ipv6_subnet_len)?),
-            None => Ok(config),
-        });
+        let asked_networks = self.networks()?;
+        let networks = match asked_networks {
+            Some(networks) => networks,
+            None => NETWORK.parse().map_err(Error::usage)?,
+        };
+        let lacks = |flag, network| {
+            let text = format!("{flag} requires a --network of {network}");
+            Err(Error::usage(text))
+        };
+        if ipv6_subnet_len.is_some() && networks.ipv6().is_none() {
+            return lacks("--ipv6-subnet-len", "IPv6");
+        }
+        if subnet_len.is_some() && networks.ipv4().is_none() {
+            return lacks("--subnet-len", "IPv4");
+        }
+        let ipv6 = networks.ipv6();
+        let ipv6 = ipv6.map(|network| Ipv6Range::new(network, *ipv6_subnet_len));
+        let ipv6 = ipv6.transpose().map_err(Error::usage)?;
+        let (backend_asked, backend) = (backend.is_some(), self.backend()?);
+        let config = match (networks.ipv4(), ipv6) {
+            (None, Some(range)) => NetworkConfig::ipv6_only(range, backend),
+            (ipv4, ipv6) => {
+                let config = NetworkConfig::new(ipv4.unwrap_or_default(), *subnet_len, backend);
+                config.and_then(|config| match ipv6 {
+                    Some(range) => config.with_ipv6(range),
+                    None => Ok(config),
+                })
+            }
+        };
         let config = config.map_err(Error::usage)?;
-        let asked = network.is_some()
-            || ipv6_network.is_some()
-            || subnet_len.is_some()
-            || backend.is_some();
+        let asked = asked_networks.is_some() || subnet_len.is_some() || backend_asked;
         if asked || vni.is_some() || port.is_some() || self.direct_routing {
             Ok(WantedConfig::Exactly(config))
         } else if self.flannel.etcd_store().is_some() {
@@ -423,6 +436,23 @@ impl Arguments {
         } else {
             Ok(WantedConfig::IfNone(config))
         }
+    }
+
+    /// The pod networks that are asked for: one of an IP version at most.
+    fn networks(&self) -> Result<Option<Nets>> {
+        let (mut ipv4, mut ipv6) = (None, self.ipv6_network);
+        for network in &self.network {
+            let is_second = match network {
+                IpNet::V4(network) => ipv4.replace(*network).is_some(),
+                IpNet::V6(network) => ipv6.replace(*network).is_some(),
+            };
+            if is_second {
+                return Err(Error::usage(format!(
+                    "--network {network}: a cluster has one pod network of IPv4 and one of IPv6 at most"
+                )));
+            }
+        }
+        Ok(Nets::new(ipv4, ipv6))
     }
 
     fn backend(&self) -> Result<Backend> {

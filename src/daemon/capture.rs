@@ -117,7 +117,7 @@ fn peer_named(running: &RunningNode, name: &str) -> Result<WantedPeer> {
         let record = names.record(key.first());
         is_it(
             record.map(|it| it.node.as_str()),
-            known.record.public_ip.into(),
+            known.record.node_address(),
         )
     });
     let (key, known) = found.ok_or_else(|| {
@@ -129,8 +129,11 @@ fn peer_named(running: &RunningNode, name: &str) -> Result<WantedPeer> {
         ))
     })?;
     Ok(WantedPeer {
-        id: known.id,
-        address: known.record.public_ip.into(),
+        id: known
+            .id_v6
+            .filter(|_| key.ipv4().is_none())
+            .unwrap_or(known.id),
+        address: known.record.node_address(),
         subnet: key.first(),
     })
 }
@@ -349,7 +352,8 @@ impl<'a> File<'a> {
             (Some(Format::Ipip), Verdict::Peer { destination, .. })
                 if record.hook == Hook::ToTunnel =>
             {
-                let own = self.running.interface().address;
+                let ends = self.running.interface().ends;
+                let own = ends.ipv4().map_or(Ipv4Addr::UNSPECIFIED, |end| end.address);
                 let to = ipv4(destination.ip()).unwrap_or(Ipv4Addr::UNSPECIFIED);
                 packet.extend(ipip::received(own, to, bytes));
                 return len + packet.len() - bytes.len();

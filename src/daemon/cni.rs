@@ -215,7 +215,7 @@ impl RunningNode {
         self.check_leaving()?;
         pods.set_time(self.facts.clock.now());
         check_ports(&pods, &reserve.publish)?;
-        let bound = publish::bind(&reserve.publish, self.facts.config.network)?;
+        let bound = publish::bind(&reserve.publish, self.facts.config.networks())?;
         let details = details(&reserve, &bound);
         let pod = place(&mut pods, &reserve, address, mac, &details)?;
         let reserved = self.answer(&pods, &pod).map(|attached| {
@@ -564,7 +564,7 @@ impl RunningNode {
         } = record;
         let key = reserve.key.clone();
         let bound = published.unwrap_or_else(|| {
-            let bound = publish::bind(&ports, self.facts.config.network);
+            let bound = publish::bind(&ports, self.facts.config.networks());
             bound.unwrap_or_else(|error| {
                 warn!("the ports of pod {pod} are not published: {error}");
                 Vec::new()

@@ -294,5 +294,5 @@ fn lease_of(running: &RunningNode, address: IpAddr) -> Option<(Nets, Addresses)>
 
 /// Where a node is.
 fn public(known: &Known) -> Addresses {
-    Dual::with_ipv4(known.record.public_ip, known.record.public_ipv6)
+    known.record.addresses()
 }

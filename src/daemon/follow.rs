@@ -3,65 +3,110 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use muslin_stack::addresses::Nets;
 use muslin_stack::api::events::EventKind;
 use tokio::sync::watch;
 
 use super::front::Front;
+use super::running::{Followed, RunningNode};
 use super::underlay::LOOK_AGAIN;
-use crate::journal::Journal;
 use crate::underlay::{self, Audience, InterfaceChoice, PublicInterface};
 
-/// Takes the underlay and the lease along when the interface gets another address, as laptops and
-/// virtual machines do, or comes back after it was gone. Until the node runs `seen` has the
-/// interface as it is.
-pub(super) async fn follow(
-    front: Arc<Front>,
-    wanted: InterfaceChoice,
-    audience: Audience,
-    seen: watch::Sender<PublicInterface>,
-    public_ip: watch::Sender<Ipv4Addr>,
-    public_ipv6: watch::Sender<Option<Ipv6Addr>>,
-) {
-    let mut changes = underlay::Changes::listen();
-    let mut complaint = String::new();
-    let journal = front.journal.clone();
-    loop {
-        changes.wait(LOOK_AGAIN).await;
-        // Between two addresses there may be none for a while.
-        let Ok(mut now) = underlay::choose_interface(&wanted, audience).await else {
-            continue;
-        };
-        follow_ipv6(&wanted, &mut now, &public_ipv6, &journal).await;
-        let Some(running) = front.running() else {
-            public_ip.send_if_modified(|it| std::mem::replace(it, now.public_ip) != now.public_ip);
-            seen.send_if_modified(|it| {
-                *it != now && {
-                    *it = now;
-                    true
-                }
-            });
-            continue;
-        };
+/// What follows a host's interface, and who is told.
+pub(super) struct Follower {
+    pub(super) front: Arc<Front>,
+    pub(super) wanted: InterfaceChoice,
+    pub(super) audience: Audience,
+    /// The pod networks, once they are known.
+    pub(super) networks: watch::Receiver<Option<Nets>>,
+    /// Has the interface as it is, until the node runs.
+    pub(super) seen: watch::Sender<PublicInterface>,
+    /// Takes the address that the lease is to have.
+    pub(super) public_ip: watch::Sender<Option<Ipv4Addr>>,
+    /// The same of IPv6.
+    pub(super) public_ipv6: watch::Sender<Option<Ipv6Addr>>,
+    /// What was wrong when it was looked at last.
+    pub(super) complaint: String,
+}
+
+impl Follower {
+    /// Takes the underlay and the lease along when the interface gets another address, as laptops and
+    /// virtual machines do, or comes back after it was gone.
+    pub(super) async fn follow(mut self) {
+        let mut changes = underlay::Changes::listen();
+        loop {
+            let are_networks_known = self.networks.borrow().is_some();
+            tokio::select! {
+                () = changes.wait(LOOK_AGAIN) => {}
+                // Another interface may be the one.
+                Ok(()) = self.networks.changed(), if !are_networks_known => {}
+            }
+            let (networks, published) = (*self.networks.borrow(), *self.public_ipv6.borrow());
+            let wanted = &self.wanted;
+            let chosen = underlay::choose_interface(wanted, self.audience, networks, published);
+            // Between two addresses there may be none for a while.
+            let Ok(now) = chosen.await else {
+                continue;
+            };
+            match self.front.running().cloned() {
+                Some(running) => self.take_along(&running, now),
+                None => self.see(now),
+            }
+        }
+    }
+
+    /// The node does not run yet, and will have the interface as it is.
+    fn see(&self, now: PublicInterface) {
+        let public = now.public();
+        self.public_ip
+            .send_if_modified(|it| replace(it, public.ipv4()));
+        self.public_ipv6
+            .send_if_modified(|it| replace(it, public.ipv6()));
+        self.seen.send_if_modified(|it| replace(it, now));
+    }
+
+    fn take_along(&mut self, running: &RunningNode, mut now: PublicInterface) {
+        let before = running.interface();
+        // The last address of an IP version is not taken back: without one a lease that has a subnet of
+        // that version would stop flannel's nodes.
+        now.keep_ends(&before);
+        now.awaits_ipv6 = false;
         let followed = match running.follow(&now) {
             Ok(followed) => followed,
-            Err(error) => {
-                let text = error.to_string();
-                if text != complaint {
-                    let why = format!("the underlay cannot follow {}: {text}", now.name);
-                    journal.note(EventKind::InterfaceAway, &now.name, why);
-                    complaint = text;
-                }
-                continue;
-            }
+            Err(error) => return self.complain(&now, error.to_string()),
         };
-        if followed.is_moved {
-            let text = format!(
-                "the public address is now {}, on {}",
-                now.public_ip, now.name
-            );
-            journal.note(EventKind::AddressChanged, now.public_ip, text);
-            public_ip.send_replace(now.public_ip);
-        } else if followed.has_uplink {
+        self.tell(&before, &now, followed);
+        if !std::mem::take(&mut self.complaint).is_empty() {
+            let text = format!("the underlay follows {} again", now.name);
+            let journal = &self.front.journal;
+            journal.note(EventKind::InterfaceBack, &now.name, text);
+        }
+    }
+
+    fn complain(&mut self, now: &PublicInterface, text: String) {
+        if text != self.complaint {
+            let why = format!("the underlay cannot follow {}: {text}", now.name);
+            let journal = &self.front.journal;
+            journal.note(EventKind::InterfaceAway, &now.name, why);
+            self.complaint = text;
+        }
+    }
+
+    fn tell(&self, before: &PublicInterface, now: &PublicInterface, followed: Followed) {
+        let journal = &self.front.journal;
+        let (former, public) = (before.public(), now.public());
+        if let Some(address) = public.ipv6().filter(|_| former.ipv6() != public.ipv6()) {
+            self.public_ipv6.send_replace(Some(address));
+            let text = format!("the public IPv6 address is now {address}");
+            journal.note(EventKind::AddressChanged, address, text);
+        }
+        let is_moved =
+            (former.ipv4(), before.addresses().ipv4()) != (public.ipv4(), now.addresses().ipv4());
+        if let Some(public_ip) = public.ipv4().filter(|_| is_moved) {
+            let text = format!("the public address is now {public_ip}, on {}", now.name);
+            journal.note(EventKind::AddressChanged, public_ip, text);
+            self.public_ip.send_replace(Some(public_ip));
+        } else if followed.has_uplink && !followed.is_moved {
             let text = format!("the uplink on {} is reopened", now.name);
             journal.note(EventKind::InterfaceBack, &now.name, text);
         }
@@ -72,29 +117,12 @@ pub(super) async fn follow(
             );
             journal.note(EventKind::MtuChanged, &now.name, text);
         }
-        if !std::mem::take(&mut complaint).is_empty() {
-            let text = format!("the underlay follows {} again", now.name);
-            journal.note(EventKind::InterfaceBack, &now.name, text);
-        }
     }
 }
 
-/// The lease follows the address of IPv6 if there is another one. The last one is not taken back:
-/// without one a lease with an IPv6 subnet would stop flannel's nodes.
-async fn follow_ipv6(
-    wanted: &InterfaceChoice,
-    interface: &mut PublicInterface,
-    public_ipv6: &watch::Sender<Option<Ipv6Addr>>,
-    journal: &Journal,
-) {
-    let before = *public_ipv6.borrow();
-    let now = underlay::ipv6::choose(wanted, interface, before).await;
-    interface.address_v6 = now.or(before);
-    interface.link_v6 = underlay::ipv6::link(interface).await;
-    let Some(address) = now.filter(|_| now != before) else {
-        return;
-    };
-    public_ipv6.send_replace(now);
-    let text = format!("the public IPv6 address is now {address}");
-    journal.note(EventKind::AddressChanged, address, text);
+/// Takes a value; whether it is another one.
+fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
+    let is_other = *place != value;
+    *place = value;
+    is_other
 }

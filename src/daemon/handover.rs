@@ -89,7 +89,7 @@ impl Front {
         let about = About {
             subnet: facts.subnets,
             backend: facts.config.backend.name().to_owned(),
-            end: std::net::SocketAddrV4::new(running.interface().address, plan.port),
+            end: underlay::end_v4(&plan, &running.interface()),
             end_v6: underlay::end_v6(&plan, &running.interface()),
             is_direct: plan.is_direct,
             workers: facts.settings.workers,

@@ -108,7 +108,7 @@ impl Follower {
         let kernel = KernelNetwork::read_interfaces().await?;
         // It is another node's, or of an earlier lease, or not finished yet.
         let (base, own) = (
-            self.running.facts.subnet.network(),
+            self.running.facts.ipv4_subnet()?.network(),
             kernel.addresses_of(&self.name),
         );
         if !own.contains(&base) {

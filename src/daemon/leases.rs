@@ -1,6 +1,6 @@
 //! The leases of all nodes, as clients of this one see them.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use muslin_stack::api::control::{DropLease, Dropped, Lease};
 use muslin_stack::api::events::EventKind;
 
@@ -20,14 +20,14 @@ impl RunningNode {
         Ok(table::rows(&entries, self.viewer(&known)))
     }
 
-    fn viewer<'a>(&'a self, known: &'a (dyn Fn(Ipv4Net) -> Known + Sync)) -> table::Viewer<'a> {
+    fn viewer<'a>(&'a self, known: &'a (dyn Fn(IpNet) -> Known + Sync)) -> table::Viewer<'a> {
         let facts = &self.facts;
         table::Viewer {
             prefix: &facts.settings.prefix,
             config: &facts.config,
             node: &facts.settings.name,
-            subnet: facts.subnet,
-            public_ip: self.interface().public_ip,
+            own: facts.subnets.into(),
+            public: self.interface().public(),
             known,
         }
     }

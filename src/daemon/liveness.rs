@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use muslin_stack::control::lease::{Signs, Standing};
 use muslin_stack::control::names::Names;
-use muslin_stack::datapath::peer::{Path, PeerId};
+use muslin_stack::datapath::peer::{Path, Peer, PeerId};
 use tokio::time::{Instant, sleep};
 
 use super::running::RunningNode;
@@ -35,7 +35,8 @@ impl Census {
     pub(super) async fn take(running: &RunningNode) -> Result<Self> {
         let mut states = running.workers.peers().await.map_err(Error::failed)?;
         let mut answered = HashSet::new();
-        let mut quiet = quiet(&states, &running.naming.names.read());
+        let alone = alone(running);
+        let mut quiet = quiet(&states, &running.naming.names.read(), &alone);
         if !quiet.is_empty() {
             let asked = quiet.keys().copied().collect();
             running.workers.probe(asked).map_err(Error::failed)?;
@@ -73,9 +74,9 @@ impl Census {
     }
 
     /// What is known of the node with a lease.
-    pub(super) fn known(&self, names: &Names, subnet: Ipv4Net) -> Known {
+    pub(super) fn known(&self, names: &Names, subnet: IpNet) -> Known {
         let record = names.record(subnet);
-        let signs = self.lives.get(&subnet.into());
+        let signs = self.lives.get(&subnet);
         Known {
             node: record.map(|record| record.node.to_string()),
             signs: signs.map(|signs| with_names(*signs, names, subnet)),
@@ -83,25 +84,32 @@ impl Census {
     }
 }
 
+/// The peers that are halves of leases with IPv6 alone.
+fn alone(running: &RunningNode) -> HashSet<PeerId> {
+    let control = running.control.lock();
+    let peers = control.peers().iter();
+    let alone = peers.filter(|(key, _)| key.ipv4().is_none());
+    alone.filter_map(|(_, known)| known.id_v6).collect()
+}
+
 /// The peers that have to be asked, with the packets that came from each before.
-fn quiet(states: &PeerStates, names: &Names) -> HashMap<PeerId, u64> {
+fn quiet(states: &PeerStates, names: &Names, alone: &HashSet<PeerId>) -> HashMap<PeerId, u64> {
     let lives = lives(states, &HashSet::new());
     let is_quiet = |subnet: IpNet| {
-        let IpNet::V4(subnet) = subnet else {
-            return false;
-        };
-        let signs = lives.get(&subnet.into()).copied().unwrap_or_default();
+        let signs = lives.get(&subnet).copied().unwrap_or_default();
         Standing::of(with_names(signs, names, subnet)) != Standing::Alive
     };
     let reachable = states.peers.iter();
     let reachable = reachable.filter(|state| state.path != Path::Unreachable);
+    // A node that has both IP versions is asked by IPv4.
+    let is_asked = |peer: &Peer| matches!(peer.subnet, IpNet::V4(_)) || alone.contains(&peer.id);
     reachable
-        .filter(|state| is_quiet(state.peer.subnet))
+        .filter(|state| is_asked(&state.peer) && is_quiet(state.peer.subnet))
         .map(|state| (state.peer.id, state.received.packets))
         .collect()
 }
 
-fn with_names(signs: Signs, names: &Names, subnet: Ipv4Net) -> Signs {
+fn with_names(signs: Signs, names: &Names, subnet: IpNet) -> Signs {
     Signs {
         has_stopped: names.record(subnet).is_some_and(|record| record.stopped),
         ..signs

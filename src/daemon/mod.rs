@@ -30,18 +30,19 @@ mod trace;
 mod underlay;
 
 use std::iter;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use doors::Doors;
+use follow::Follower;
 use front::Front;
 pub(crate) use host_interface::NAME as HOST_INTERFACE;
 use metrics::Exporter;
 use muslin_encap::mtu::Mtu;
-use muslin_stack::addresses::Nets;
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::Memory;
@@ -66,7 +67,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
-use underlay::Place;
+use underlay::{Fit, Place};
 
 use crate::condition::{Condition, Need};
 use crate::confine::{self, Capability};
@@ -90,6 +91,9 @@ use crate::worker::{Event, Node, Workers};
 /// Number of keys that are not leases after which no more are logged.
 const MAX_SKIPPED: u32 = 50;
 
+/// How long an address of IPv6 may be late at the start of a node that can do without: neighbours are asked
+/// for a second or two whether they have it (RFC 4862), and routers are heard a few seconds later.
+const IPV6_PATIENCE: Duration = Duration::from_secs(10);
 /// Timeout for writing a node's end to the store.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long pods of an earlier run may take to be attached again before they count as gone.
@@ -231,7 +235,12 @@ impl Start {
         let mut shutdown = pin!(shutdown);
         let mut leaving = self.leaving.clone();
         let place = tokio::select! {
-            place = underlay::find_place(&self.settings, &*self.store, (&self.condition, &self.journal)) => place?,
+            place = underlay::find_place(
+                &self.settings,
+                &*self.store,
+                self.identity.public_ipv6,
+                (&self.condition, &self.journal),
+            ) => place?,
             Some(error) = ended.recv() => return Err(error),
             _ = leaving.wait_for(|leave| *leave) => return Ok(()),
             // There is no lease to give back.
@@ -279,12 +288,12 @@ impl Start {
 
     fn driver(self, place: Place) -> Result<(Driver, (Manager, lease::Controls))> {
         let Place { interface, listed } = place;
-        let public_ipv6 = interface.address_v6;
+        let public = interface.public();
         let mut identity = self.identity;
         let mut settings = ManagerSettings::new(
             Identity {
-                public_ip: interface.public_ip,
-                public_ipv6,
+                public_ip: public.ipv4().unwrap_or(Ipv4Addr::UNSPECIFIED),
+                public_ipv6: public.ipv6(),
                 vtep_mac: identity.vtep_mac,
             },
             self.settings.prefix.clone(),
@@ -306,9 +315,10 @@ impl Start {
         settings.renew_margin = self.settings.renew_margin;
         settings.repeats = self.store.is_shared_with_flannel();
         let manager = Manager::new(settings);
-        let (address, addresses) = watch::channel(interface.public_ip);
-        let (ipv6, ipv6_addresses) = watch::channel(public_ipv6);
+        let (public_ip, addresses) = watch::channel(public.ipv4());
+        let (public_ipv6, ipv6_addresses) = watch::channel(public.ipv6());
         let (seen, interface) = watch::channel(interface);
+        let (networks, known) = watch::channel(underlay::asked_networks(&self.settings));
         let mut driver = Driver {
             store: self.store.describe(),
             leases: self.store,
@@ -317,10 +327,12 @@ impl Start {
             identity,
             is_anew: false,
             interface,
+            networks,
+            awaited_since: None,
             clock: Clock::start(),
             leave: self.leave,
             stop: self.stop,
-            address: address.clone(),
+            addresses: (addresses.clone(), ipv6_addresses.clone()),
             fatal: self.fatal,
             flannel_files: Arc::new(Mutex::new(self.flannel_files)),
             condition: self.condition,
@@ -345,10 +357,17 @@ impl Start {
             // A network that this node cannot be in must not be written for others.
             driver.plan(config)?;
         }
-        let wanted = driver.settings.underlay.clone();
-        let audience = underlay::audience(&driver.settings);
-        let following = follow::follow(self.front.clone(), wanted, audience, seen, address, ipv6);
-        self.front.spawn(following);
+        let follower = Follower {
+            front: self.front.clone(),
+            wanted: driver.settings.underlay.clone(),
+            audience: underlay::audience(&driver.settings),
+            networks: known,
+            seen,
+            public_ip,
+            public_ipv6,
+            complaint: String::new(),
+        };
+        self.front.spawn(follower.follow());
         let controls = lease::Controls {
             leave: self.leaving,
             public_ip: addresses,
@@ -372,12 +391,19 @@ struct Driver {
     is_anew: bool,
     /// The underlay's interface as it was seen last.
     interface: watch::Receiver<PublicInterface>,
+    /// Takes the pod networks, by which the interface is chosen from then on.
+    networks: watch::Sender<Option<Nets>>,
+    /// Since when an address of IPv6 is waited for.
+    awaited_since: Option<Instant>,
     clock: Clock,
     leave: watch::Sender<bool>,
     /// Whether the node stops and keeps its lease.
     stop: watch::Sender<bool>,
-    /// Takes the public address when it changes.
-    address: watch::Sender<Ipv4Addr>,
+    /// The public addresses that the lease is to have.
+    addresses: (
+        watch::Receiver<Option<Ipv4Addr>>,
+        watch::Receiver<Option<Ipv6Addr>>,
+    ),
     /// Takes the reason why the node cannot go on.
     fatal: mpsc::UnboundedSender<Error>,
     flannel_files: Arc<Mutex<FlannelFiles>>,
@@ -470,6 +496,17 @@ impl Driver {
         if self.tunnel.is_some() || self.running().is_some() {
             return Ok(Reply::Taken);
         }
+        self.networks
+            .send_if_modified(|it| it.replace(config.networks()) != Some(config.networks()));
+        let reply = match self.settle_ipv6(&config) {
+            Ok(Reply::ConfigRefused) => return Ok(Reply::ConfigRefused),
+            Ok(reply) => reply,
+            Err(Error::Usage(reason)) if store::is_shared(&self.settings.store) => {
+                self.await_config(&reason);
+                return Ok(Reply::ConfigRefused);
+            }
+            Err(error) => return Err(error),
+        };
         let limits = flannel::limits(&config);
         match self.open_tunnel(config) {
             Ok(tunnel) => self.tunnel = Some(tunnel),
@@ -483,7 +520,76 @@ impl Driver {
             warn!("{limit}");
         }
         self.condition.have(Need::Config);
-        Ok(Reply::Taken)
+        Ok(reply)
+    }
+
+    /// Looks whether the interface has what the network needs of IPv6, and waits for it where it may come:
+    /// not long, unless the user has named the address or the network has nothing else.
+    fn settle_ipv6(&mut self, config: &NetworkConfig) -> Result<Reply> {
+        let interface = self.interface.borrow().clone();
+        let plan = underlay::plan(config, &self.settings, &interface, self.identity.vtep_mac)?;
+        let wanted = &self.settings.underlay;
+        let had_ipv6 = self.identity.subnet_ipv6.is_some();
+        let (reason, is_long) = match underlay::fit(config, &plan, &interface, wanted) {
+            Fit::Good => return Ok(self.end_waiting(Reply::Taken)),
+            Fit::Bad(reason) if wanted.public_ipv6.is_some() => {
+                let text = format!("{reason}: choose another with --public-ipv6");
+                return Err(Error::usage(text));
+            }
+            Fit::WithoutIpv6(reason) if !config.enable_ipv4 => {
+                let text = format!("the network has IPv6 alone: {reason}");
+                return Err(Error::usage(text));
+            }
+            // What was there may be late at this boot.
+            Fit::WithoutIpv6(reason) if interface.ends.ipv6().is_none() && had_ipv6 => {
+                (format!("{reason}, but had one before"), false)
+            }
+            Fit::WithoutIpv6(reason) => return Ok(self.end_waiting(Reply::WithoutIpv6(reason))),
+            Fit::Bad(reason) => (reason, !config.enable_ipv4),
+            Fit::Soon(reason) => (reason, !config.enable_ipv4 || wanted.public_ipv6.is_some()),
+        };
+        let since = *self.awaited_since.get_or_insert_with(Instant::now);
+        if !is_long && since.elapsed() >= IPV6_PATIENCE {
+            return Ok(self.end_waiting(Reply::WithoutIpv6(reason)));
+        }
+        if self.condition.lack(Need::Interface, &reason) {
+            let how_long = match is_long {
+                true => String::new(),
+                false => format!(" for up to {} s", IPV6_PATIENCE.as_secs()),
+            };
+            let text = format!("{reason}: waiting for another address of IPv6{how_long}");
+            let journal = &self.journal;
+            journal.note(EventKind::InterfaceAway, "underlay", text);
+        }
+        Ok(Reply::ConfigRefused)
+    }
+
+    fn end_waiting(&mut self, reply: Reply) -> Reply {
+        if self.awaited_since.take().is_some() {
+            self.condition.have(Need::Interface);
+            let addresses = self.interface.borrow().public();
+            let text = format!("the node goes on with the addresses {addresses}");
+            let journal = &self.journal;
+            journal.note(EventKind::InterfaceBack, "underlay", text);
+        }
+        reply
+    }
+
+    /// The address that tells this node from others, for people.
+    fn address(&self) -> String {
+        let (ipv4, ipv6) = &self.addresses;
+        let all = Addresses::new(*ipv4.borrow(), *ipv6.borrow());
+        all.map_or_else(String::new, |all| all.to_string())
+    }
+
+    /// Writes down which address of IPv6 the lease names, for the next start.
+    fn remember_ipv6(&mut self) -> Result<()> {
+        let public_ipv6 = self.running().and_then(|running| running.public_ipv6());
+        if public_ipv6.is_none() || self.identity.public_ipv6 == public_ipv6 {
+            return Ok(());
+        }
+        self.identity.public_ipv6 = public_ipv6;
+        self.state.write_identity(&self.identity)
     }
 
     /// Says once why the store's configuration cannot be used.
@@ -524,6 +630,7 @@ impl Driver {
                 if let Some(running) = self.running() {
                     running.lease_confirmed();
                 }
+                self.remember_ipv6()?;
             }
             OwnChange::Disputed(key) => {
                 let text = format!("another writer changed the lease {key}; writing it again");
@@ -532,7 +639,7 @@ impl Driver {
             OwnChange::Moved { key, from } => {
                 let text = format!(
                     "the lease {key} moves from the public address {from} to {}",
-                    *self.address.borrow()
+                    self.address()
                 );
                 self.journal.note(EventKind::LeaseMoved, key, text);
             }
@@ -540,7 +647,7 @@ impl Driver {
                 let text = format!(
                     "the lease {key} already had the public address {}, with the VTEP {vtep_mac}: \
                      it is taken over; if that node is alive, one of the two needs another address",
-                    *self.address.borrow()
+                    self.address()
                 );
                 self.journal.note(EventKind::LeaseDisputed, key, text);
             }
@@ -598,16 +705,26 @@ impl Driver {
 
     fn plan(&self, config: &NetworkConfig) -> Result<TunnelPlan> {
         if let Some(egress) = &self.settings.egress {
-            egress.check(config.network)?;
+            egress.check(config.networks())?;
         }
-        naming::resolvers(&self.settings, config.network)?;
+        naming::resolvers(&self.settings, config.networks())?;
         let mac = self.identity.vtep_mac;
         underlay::plan(config, &self.settings, &self.interface.borrow(), mac)
     }
 
+    /// The interface as a node of this network has it.
+    fn interface_for(&self, config: &NetworkConfig) -> PublicInterface {
+        let mut interface = self.interface.borrow().clone();
+        interface.awaits_ipv6 = false;
+        match config.ipv6 {
+            Some(_) => interface,
+            None => interface.with_ipv6(None),
+        }
+    }
+
     fn open_tunnel(&mut self, config: NetworkConfig) -> Result<OpenTunnel> {
         let mut plan = self.plan(&config)?;
-        let interface = self.interface.borrow().clone();
+        let interface = self.interface_for(&config);
         let sockets = match &self.predecessor {
             Some(predecessor) => {
                 let (about, workers) = (&predecessor.about, self.settings.workers);
@@ -617,9 +734,9 @@ impl Driver {
             }
             None => {
                 let kept = std::mem::take(&mut self.kept.tunnel);
-                match underlay::reuse(kept, &plan, &self.settings, interface.ends()) {
+                match underlay::reuse(kept, &plan, &self.settings, interface.addresses()) {
                     Some(sockets) if !plan.is_direct => sockets,
-                    _ => underlay::bind(&mut plan, config.network, &self.settings, &interface)?,
+                    _ => underlay::bind(&mut plan, config.networks(), &self.settings, &interface)?,
                 }
             }
         };
@@ -638,11 +755,14 @@ impl Driver {
                 "the lease changed to another subnet while the node ran",
             ));
         };
-        if tunnel.interface == *self.interface.borrow() {
+        if tunnel.interface == self.interface_for(&tunnel.config) {
             return Ok(tunnel);
         }
+        let OpenTunnel {
+            config, sockets, ..
+        } = tunnel;
         // The port must be free, in case the new end is the old one.
-        let OpenTunnel { config, .. } = tunnel;
+        drop(sockets);
         self.open_tunnel(config).map_err(Error::failed)
     }
 
@@ -654,22 +774,26 @@ impl Driver {
             watching.abort();
         }
         let interface = tunnel.interface;
-        let subnet = key.ipv4();
-        let ipv4 = subnet.ok_or_else(|| Error::failed("the lease has no IPv4 subnet"))?;
-        self.identity.subnet = subnet;
-        self.identity.subnet_ipv6 = key.ipv6();
+        // Who goes without an IP version this time asks for what it had the next time.
+        self.identity.subnet = key.ipv4().or(self.identity.subnet);
+        self.identity.subnet_ipv6 = key.ipv6().or(self.identity.subnet_ipv6);
+        if let (Some(_), Some(public_ipv6)) = (key.ipv6(), interface.public().ipv6()) {
+            self.identity.public_ipv6 = Some(public_ipv6);
+        }
         if self.is_anew {
             self.state.forget_addresses()?;
         }
         self.state.write_identity(&self.identity)?;
         let kernel = underlay::kernel();
         let own_interface = self.settings.host_interface.as_deref();
-        underlay::warn_of_kernel(&kernel, own_interface, tunnel.config.network, ipv4);
+        if let Some(ipv4) = key.ipv4() {
+            underlay::warn_of_kernel(&kernel, own_interface, (tunnel.config.network, ipv4));
+        }
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
         let options = match &predecessor {
-            Some(_) => underlay::tested(&plan, &self.settings, interface.ends()),
+            Some(_) => underlay::tested(&plan, &self.settings, interface.addresses()),
             None => None,
         };
         if !plan.is_direct && plan.tunnel != Tunnel::Ipip {
@@ -681,7 +805,7 @@ impl Driver {
         };
         let own: Vec<_> = kernel.addresses().map(IpAddr::from).collect();
         let stores = endpoints.look(&own);
-        let outside = self.egress_config(key, &plan, tunnel.config.network.into(), &stores)?;
+        let outside = self.egress_config(key, &plan, tunnel.config.networks(), &stores)?;
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
         let mut control = self.control.lock();
@@ -689,7 +813,7 @@ impl Driver {
         let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
         drop(control);
         let (naming, connector) =
-            NameService::start(&self.settings, tunnel.config.network, key.nets())?;
+            NameService::start(&self.settings, tunnel.config.networks(), key.nets())?;
         // From here on nobody moves packets, until this process does.
         let inherited = predecessor.as_ref().map(Predecessor::switch).transpose()?;
         let mut inherited = inherited.unwrap_or_default();
@@ -729,20 +853,13 @@ impl Driver {
             interface,
             config: tunnel.config,
             plan,
-            subnet: ipv4,
             subnets: key.nets(),
             gateway_mac: self.identity.gateway_mac.get(),
             control: self.front.sockets(),
             clock: self.clock,
         };
         let subnet = SubnetEnv {
-            network: facts.config.network,
-            subnet: facts.subnet,
-            ipv6: facts
-                .config
-                .ipv6
-                .map(|it| it.network)
-                .zip(facts.subnets.ipv6()),
+            subnets: facts.networks_and_subnets(),
             mtu: facts.plan.mtu.get(),
             ip_masq: self.settings.ip_masq,
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use muslin_stack::addresses::Nets;
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::names::{Names, NodeRecord, PodRecord};
@@ -24,10 +24,10 @@ pub(super) struct NameService {
 }
 
 impl NameService {
-    /// The service for a node with these subnets of a network, and its connector.
+    /// The service for a node with these subnets of these networks, and its connector.
     pub(super) fn start(
         settings: &NodeSettings,
-        network: Ipv4Net,
+        network: Nets,
         subnets: Nets,
     ) -> Result<(Self, DnsConnector)> {
         let names = Arc::new(RwLock::new(Names::default()));
@@ -75,7 +75,7 @@ impl NameService {
 ///
 /// # Errors
 /// Bad usage for one that a node cannot reach.
-pub(super) fn resolvers(settings: &NodeSettings, network: Ipv4Net) -> Result<Resolvers> {
+pub(super) fn resolvers(settings: &NodeSettings, network: Nets) -> Result<Resolvers> {
     if settings.dns.is_empty() && settings.egress.is_some() {
         Ok(Resolvers::in_file(RESOLV_CONF, network))
     } else {

@@ -8,7 +8,7 @@ use muslin_encap::mac::DisplayMac;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::Vni;
 use muslin_stack::Duration;
-use muslin_stack::addresses::{self, Addresses};
+use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{
     Dns, Drop, Flow, Flows, Group, HostInterface, Neighbour, Packets, Peer, Pod, Ports, Route,
     Status, Table, Traffic,
@@ -28,7 +28,6 @@ use serde_json::Value;
 use super::liveness::Census;
 use super::running::RunningNode;
 use super::settings::Offload;
-use super::underlay;
 use crate::confine;
 use crate::error::{Context, Error, Result};
 use crate::worker::{FlowTable, GroupTable, NeighbourTables, Neighbours, PortState, Totals};
@@ -83,11 +82,18 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
     let (counters, flows) = (&totals.counters, &totals.egress);
     let (interface, pods) = (running.interface(), running.pods.lock());
     let (vni, mac) = match facts.plan.tunnel {
-        Tunnel::Vxlan { vni, mac, .. } => (Some(Vni::get(vni)), Some(mac.to_string())),
+        Tunnel::Vxlan { vni, mac, mac_v6 } => {
+            let mac_v6 = mac_v6.filter(|_| facts.subnets.ipv4().is_none());
+            (Some(Vni::get(vni)), Some(mac_v6.unwrap_or(mac).to_string()))
+        }
         _ => (None, None),
     };
-    let end_v6 = underlay::end_v6(&running.plan(), &interface).map(|end| end.ip());
-    let both = |ipv4| Addresses::with_ipv4(ipv4, end_v6.and_then(addresses::ipv6));
+    // Neither has what the lease does not.
+    let ipv6 = running.public_ipv6();
+    let of_lease = |all: Addresses| {
+        let ipv4 = all.ipv4().filter(|_| facts.subnets.ipv4().is_some());
+        Addresses::new(ipv4, ipv6).unwrap_or(all)
+    };
     Status {
         node: facts.settings.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -96,8 +102,8 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         network: facts.config.networks(),
         subnet: facts.subnets,
         gateway: facts.gateways(),
-        public_ip: Addresses::with_ipv4(interface.public_ip, running.public_ipv6()),
-        tunnel_ip: both(interface.address),
+        public_ip: of_lease(interface.public()),
+        tunnel_ip: of_lease(interface.addresses()),
         interface: interface.name,
         backend: facts.config.backend.name().to_owned(),
         port: facts.plan.port,
@@ -219,8 +225,8 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
     let states = census.states.peers.iter();
     let states: HashMap<_, _> = states.map(|state| (state.peer.id, state)).collect();
     let names = running.naming.names.read();
-    let (backend, plan) = (&running.facts.config.backend, &running.plan());
-    let prefix = running.interface().prefix;
+    let (facts, plan) = (&running.facts, &running.plan());
+    let prefix = running.interface().prefixes();
     let control = running.control.lock();
     let rows = control.peers().iter().map(|(key, known)| {
         let state = states.get(&known.id);
@@ -232,9 +238,13 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
         }
         let state = state.or(state_v6);
         let path = state.map(|state| state.path);
-        let signs = key.ipv4().and_then(|it| census.known(&names, it).signs);
+        let signs = census.known(&names, key.first()).signs;
         let signs = signs.unwrap_or_default();
-        let obstacle = match (known.peer(*key, backend), path) {
+        let half = match known.peer_v6(*key, &facts.config) {
+            Some(ipv6) if key.ipv4().is_none() && facts.subnets.ipv6().is_some() => ipv6,
+            _ => known.peer(*key, &facts.config.backend),
+        };
+        let obstacle = match (half, path) {
             (Err(unusable), _) => Some(unusable.to_string()),
             (Ok(_), Some(Path::Unreachable)) => Some(format!("not on the link {prefix}")),
             (Ok(_), _) => None,
@@ -246,7 +256,7 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
             subnet: key.nets(),
             public_ip: known.record.addresses(),
             backend: known.record.backend().to_owned(),
-            vtep_mac: known.record.vtep_mac().map(|mac| mac.to_string()),
+            vtep_mac: known.record.first_vtep_mac().map(|mac| mac.to_string()),
             usable: obstacle.is_none(),
             state: obstacle.unwrap_or_else(|| Standing::of(signs).to_string()),
             heard_seconds: signs.heard.map(|age| age.as_secs()),
@@ -285,7 +295,7 @@ fn routes(running: &RunningNode, routes: &[(IpNet, NextHop)]) -> Vec<Route> {
     let peers: HashMap<PeerId, IpAddr> = peers
         .flat_map(|(_, known)| {
             let ipv6 = known.id_v6.zip(known.record.public_ipv6.map(IpAddr::V6));
-            [Some((known.id, known.record.public_ip.into())), ipv6]
+            [Some((known.id, known.record.node_address())), ipv6]
         })
         .flatten()
         .collect();

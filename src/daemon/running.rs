@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::mac::DisplayMac;
-use muslin_stack::addresses::{Addresses, Nets};
+use muslin_stack::addresses::{Addresses, Dual, Nets};
 use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, Link, Namespace, PodNamespaces,
 };
@@ -62,8 +62,7 @@ pub(super) struct NodeInfo {
     pub(super) interface: PublicInterface,
     pub(super) config: NetworkConfig,
     pub(super) plan: TunnelPlan,
-    pub(super) subnet: Ipv4Net,
-    /// The subnets of the lease, of which that is one.
+    /// The subnets of the lease.
     pub(super) subnets: Nets,
     /// The gateway's MAC address.
     pub(super) gateway_mac: EthernetAddress,
@@ -79,10 +78,28 @@ impl NodeInfo {
         self.subnets.map(gateway::address, gateway::address_v6)
     }
 
+    /// The subnet of IPv4, for what works by that alone.
+    ///
+    /// # Errors
+    /// Bad usage if the lease has none.
+    pub(super) fn ipv4_subnet(&self) -> Result<Ipv4Net> {
+        let subnet = self.subnets.ipv4();
+        subnet.ok_or_else(|| Error::usage("that needs IPv4, and this node has no subnet of it"))
+    }
+
+    /// The subnets of the lease, each with the network that it is of.
+    pub(super) fn networks_and_subnets(&self) -> Dual<(Ipv4Net, Ipv4Net), (Ipv6Net, Ipv6Net)> {
+        let networks = self.config.networks();
+        self.subnets.map(
+            |subnet| (networks.ipv4().unwrap_or(subnet), subnet),
+            |subnet| (networks.ipv6().unwrap_or(subnet), subnet),
+        )
+    }
+
     /// What pods reach through the gateways: the networks of the cluster, and all else.
     fn routes(&self) -> Vec<IpNet> {
         let ipv4 = [self.config.network, Ipv4Net::default()].map(IpNet::V4);
-        let ipv6 = [Ipv6Net::default()].map(IpNet::V6);
+        let ipv6 = [IpNet::V6(Ipv6Net::default())];
         let ipv4 = self.subnets.ipv4().map(|_| ipv4);
         let ipv6 = self.subnets.ipv6().map(|_| ipv6);
         ipv4.into_iter()
@@ -106,16 +123,16 @@ impl fmt::Display for NodeInfo {
             f,
             "subnet {subnets} of {}, {backend} on {}",
             config.networks(),
-            interface.address
+            interface.addresses()
         )?;
         if plan.port != 0 {
             write!(f, ":{}", plan.port)?;
         }
         if plan.is_direct {
-            write!(f, ", unencapsulated to nodes in {}", interface.prefix)?;
+            write!(f, ", unencapsulated to nodes in {}", interface.prefixes())?;
         }
         if interface.is_translated() {
-            write!(f, ", public address {}", interface.public_ip)?;
+            write!(f, ", public address {}", interface.public())?;
         }
         Ok(())
     }
@@ -249,7 +266,7 @@ impl RunningNode {
             .record(key.first())
             .map(|record| record.node.to_string());
         let public_ipv6 = known.record.public_ipv6.filter(|_| known.id != id);
-        let address = public_ipv6.map_or(known.record.public_ip.into(), IpAddr::V6);
+        let address = public_ipv6.map_or(known.record.node_address(), IpAddr::V6);
         Some((address, name))
     }
 
@@ -266,14 +283,14 @@ impl RunningNode {
     /// The address that its lease names of IPv6, if it has a subnet of that.
     pub(super) fn public_ipv6(&self) -> Option<Ipv6Addr> {
         let subnet = self.facts.subnets.ipv6();
-        subnet.and_then(|_| self.interface().address_v6)
+        subnet.and_then(|_| self.interface().public().ipv6())
     }
 
     /// Takes the underlay along to what its interface is now.
     pub(super) fn follow(&self, now: &PublicInterface) -> Result<Followed> {
         let (before, former) = (self.interface(), self.plan());
         let plan = underlay::follow_interface(&former, now)?;
-        let ends = |it: &PublicInterface| (it.ends(), it.public_ip);
+        let ends = |it: &PublicInterface| (it.addresses(), it.public());
         let followed = Followed {
             is_moved: ends(now) != ends(&before),
             has_uplink: self.needs_uplink(now),
@@ -304,11 +321,14 @@ impl RunningNode {
 
     /// Moves the tunnel and the uplink to what the interface is now.
     fn move_to(&self, interface: &PublicInterface, plan: &TunnelPlan) -> Result<()> {
-        let network = self.facts.config.network;
-        if network.contains(&interface.address) {
+        let networks = self.facts.config.networks();
+        let is_inside = |address: &IpAddr| {
+            let mut networks = networks.iter::<IpNet>();
+            networks.any(|network| network.contains(address))
+        };
+        if let Some(address) = interface.addresses().iter().find(is_inside) {
             return Err(Error::failed(format!(
-                "{} lies in the pod network {network}",
-                interface.address
+                "{address} lies in the pod network {networks}"
             )));
         }
         let facts = &self.facts;
@@ -620,7 +640,7 @@ impl RunningNode {
         self.check_leaving()?;
         pods.set_time(self.facts.clock.now());
         check_ports(&pods, &request.publish)?;
-        let bound = publish::bind(&request.publish, self.facts.config.network)?;
+        let bound = publish::bind(&request.publish, self.facts.config.networks())?;
         let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();
         let (name, pod) = pods::attach(&mut pods, request, mac, published)?;
         let pod = pod.clone();
@@ -645,20 +665,16 @@ impl RunningNode {
     ) -> Result<()> {
         let mut attachment = pod.attachment(self.facts.settings.guard_pods);
         attachment.rates = pod.details.rates.clone();
-        let network = self.facts.config.network;
+        let networks = self.facts.config.networks();
         let workers = &self.workers;
         workers
             .attach(pod.port, &attachment, queues)
             .map_err(Error::failed)?;
-        match pod.address.ipv4() {
-            Some(address) => workers
-                .publish(pod.port, address, network, bound)
-                .map_err(Error::failed)?,
-            None if bound.is_empty() => {}
-            None => {
-                let text = "ports of a pod without an IPv4 address cannot be published";
-                return Err(Error::failed(text));
-            }
+        let ends = Nets::of_hosts(&networks, pod.address);
+        if let Some(end) = ends.and_then(|ends| ends.iter().next()) {
+            workers
+                .publish(pod.port, end, bound)
+                .map_err(Error::failed)?;
         }
         let mac = DisplayMac(pod.mac);
         let text = format!("pod {name} is attached: {} at {mac}", pod.address);

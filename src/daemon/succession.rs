@@ -35,7 +35,6 @@ pub(super) fn check(
     interface: &PublicInterface,
     workers: usize,
 ) -> Result<()> {
-    let end = std::net::SocketAddrV4::new(interface.address, plan.port);
     let differs = |what: &str, is: String, was: String| {
         Err(Error::usage(format!(
             "the node that is to be taken over has {what} {was}, and this one would have {is}: give it \
@@ -48,14 +47,22 @@ pub(super) fn check(
     if about.backend != backend {
         return differs("the backend", backend.to_owned(), about.backend.clone());
     }
-    if about.end != end {
-        return differs("the tunnel's end", end.to_string(), about.end.to_string());
-    }
-    let end = underlay::end_v6(plan, interface);
-    if about.end_v6 != end {
-        let text = |end: Option<SocketAddr>| end.map_or("none".to_owned(), |it| it.to_string());
-        let [is, was] = [end, about.end_v6].map(text);
-        return differs("the tunnel's end of IPv6", is, was);
+    let text = |end: Option<SocketAddr>| end.map_or("none".to_owned(), |it| it.to_string());
+    for (what, is, was) in [
+        (
+            "the tunnel's end",
+            underlay::end_v4(plan, interface),
+            about.end,
+        ),
+        (
+            "the tunnel's end of IPv6",
+            underlay::end_v6(plan, interface),
+            about.end_v6,
+        ),
+    ] {
+        if is != was {
+            return differs(what, text(is), text(was));
+        }
     }
     Ok(())
 }

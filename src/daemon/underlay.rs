@@ -1,17 +1,17 @@
 //! How a node reaches others: what the network's configuration means on this machine, and the
 //! sockets for it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::api::events::EventKind;
-use muslin_stack::control::lease::{LeaseRecord, NetworkConfig};
+use muslin_stack::control::lease::{LeaseRecord, NetworkConfig, WantedConfig};
 use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
 use muslin_stack::datapath::tunnel::Tunnel;
 use muslin_stack::datapath::uplink::Uplink;
@@ -24,8 +24,8 @@ use crate::journal::Journal;
 use crate::store::{self, Store};
 use crate::takeover::InheritedWorker;
 use crate::underlay::{
-    self, Adopted, Audience, KernelNetwork, NoInterface, Options, PublicInterface, TunnelSocket,
-    TunnelSockets, Underlay, UplinkKind,
+    self, Adopted, Audience, InterfaceChoice, Ipv4End, Ipv6End, KernelNetwork, NoInterface,
+    Options, PublicInterface, TunnelSocket, TunnelSockets, Underlay, UplinkKind,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
@@ -50,16 +50,17 @@ pub(super) fn audience(settings: &NodeSettings) -> Audience {
 }
 
 /// Chooses the underlay's interface, again and again until there is one, with a word about one that
-/// is not as usual.
+/// is not as usual. Of IPv6 it has the address that was published before, while it is valid.
 pub(super) async fn find_place(
     settings: &NodeSettings,
     store: &dyn Store,
+    published: Option<Ipv6Addr>,
     (condition, journal): (&Condition, &Journal),
 ) -> Result<Place> {
     let mut changes = underlay::Changes::listen();
     let mut is_away = false;
     let place = loop {
-        let reason = match look(settings, store).await {
+        let reason = match look(settings, store, published).await {
             Ok(place) => break place,
             Err(NoInterface::Never(error)) => return Err(error),
             Err(NoInterface::NotYet(reason)) => reason,
@@ -72,16 +73,18 @@ pub(super) async fn find_place(
         changes.wait(LOOK_AGAIN).await;
     };
     condition.have(Need::Interface);
-    let PublicInterface {
-        name,
-        address,
-        public_ip,
-        ..
-    } = &place.interface;
+    let PublicInterface { name, .. } = &place.interface;
     if is_away {
-        let text = format!("the interface {name} is there: its address is {address}");
+        let addresses = place.interface.addresses();
+        let text = format!("the interface {name} is there: its address is {addresses}");
         journal.note(EventKind::InterfaceBack, "underlay", text);
     }
+    let Some(Ipv4End {
+        address, public_ip, ..
+    }) = place.interface.ends.ipv4()
+    else {
+        return Ok(place);
+    };
     if address.is_loopback() && settings.underlay.public_ip.is_none() {
         warn!("this machine has no address that others can reach: only nodes on it can be peers");
     }
@@ -97,14 +100,86 @@ pub(super) async fn find_place(
 async fn look(
     settings: &NodeSettings,
     store: &dyn Store,
+    published: Option<Ipv6Addr>,
 ) -> std::result::Result<Place, NoInterface> {
-    let mut interface = underlay::choose_interface(&settings.underlay, audience(settings)).await?;
-    interface.address_v6 = underlay::ipv6::choose(&settings.underlay, &interface, None).await;
-    interface.link_v6 = underlay::ipv6::link(&interface).await;
-    match store.listed(interface.public_ip) {
+    let networks = asked_networks(settings);
+    let audience = audience(settings);
+    let chosen =
+        underlay::choose_interface(&settings.underlay, audience, networks, published).await;
+    let interface = chosen?;
+    let public_ip = interface.ends.ipv4().map(|end| end.public_ip);
+    match store.listed(public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED)) {
         Ok(listed) => Ok(Place { interface, listed }),
         Err(error) => Err(NoInterface::NotYet(error.to_string())),
     }
+}
+
+/// The pod networks that the user asks for, without knowing those of the store.
+pub(super) fn asked_networks(settings: &NodeSettings) -> Option<Nets> {
+    match &settings.wanted_config {
+        WantedConfig::Exactly(config) => Some(config.networks()),
+        WantedConfig::Any | WantedConfig::IfNone(_) => None,
+    }
+}
+
+/// What a node of a network makes of an interface that was chosen before the network was known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// It can be used as it is.
+    Good,
+    /// Another one is looked for, for this reason.
+    Bad(String),
+    /// There may be an address of IPv6 soon, which the network wants: why it is not there.
+    Soon(String),
+    /// The node goes without IPv6, for this reason.
+    WithoutIpv6(String),
+}
+
+/// Whether an interface has what a network of this configuration needs, where the plan leaves so much room.
+pub(super) fn fit(
+    config: &NetworkConfig,
+    plan: &TunnelPlan,
+    interface: &PublicInterface,
+    wanted: &InterfaceChoice,
+) -> Fit {
+    let Some(range) = &config.ipv6 else {
+        return Fit::Good;
+    };
+    if !config.enable_ipv4 && interface.ends.ipv4().is_some() {
+        return Fit::Bad(format!(
+            "{} was chosen for its IPv4 address",
+            interface.name
+        ));
+    }
+    let Some(end) = interface.ends.ipv6() else {
+        return match wanted.public_ipv6 {
+            Some(public) => Fit::Soon(format!(
+                "the public address {public} is not on this machine"
+            )),
+            None if interface.awaits_ipv6 => Fit::Soon(format!(
+                "the IPv6 address of {} is tentative",
+                interface.name
+            )),
+            None => Fit::WithoutIpv6("this node has no public IPv6 address".to_owned()),
+        };
+    };
+    let address = end.address;
+    if range.network.contains(&address) {
+        let network = range.network;
+        return Fit::Bad(format!(
+            "the public address {address} lies in the pod network {network}"
+        ));
+    }
+    if plan.mtu_v6().is_none() {
+        let (least, backend) = (plan.least_outer_v6().get(), config.backend.name());
+        return Fit::WithoutIpv6(format!(
+            "IPv6 needs an MTU of {least} with {backend}, and that of {} is {}: its address {address} is \
+             not used",
+            interface.name,
+            plan.outer.get()
+        ));
+    }
+    Fit::Good
 }
 
 /// What a network's configuration means here.
@@ -117,13 +192,10 @@ pub(super) fn plan(
     interface: &PublicInterface,
     vtep_mac: VtepMac,
 ) -> Result<TunnelPlan> {
-    if !config.enable_ipv4 {
-        return Err(Error::usage(
-            "the network has IPv6 alone, and this node needs IPv4 beside it: enable EnableIPv4",
-        ));
-    }
-    let mut ends = [interface.public_ip, interface.address].into_iter();
-    if let Some(end) = ends.find(|end| config.network.contains(end)) {
+    let ends = interface.ends.ipv4();
+    let ends = ends.map(|end| [end.public_ip, end.address]);
+    let mut ends = ends.into_iter().flatten();
+    if let Some(end) = ends.find(|end| config.enable_ipv4 && config.network.contains(end)) {
         return Err(Error::usage(format!(
             "the public address {end} lies in the pod network {}: choose another --network, or \
              another address with --public-ip",
@@ -141,8 +213,12 @@ pub(super) fn plan(
     let plan = TunnelPlan::new(&config.backend, vtep_mac, settings.mtu, interface.mtu);
     let plan = plan.map_err(|fault| misfit(&fault, interface))?;
     check_uplink(&plan, settings, interface)?;
-    Ok(match (config.ipv6, interface.address_v6) {
-        (Some(_), Some(_)) => plan.with_ipv6(),
+    Ok(match fit(config, &plan, interface, &settings.underlay) {
+        Fit::Good if !config.enable_ipv4 => {
+            let plan = plan.with_ipv6_alone(interface.mtu);
+            plan.map_err(|fault| misfit(&fault, interface))?
+        }
+        Fit::Good if config.ipv6.is_some() => plan.with_ipv6(),
         _ => plan,
     })
 }
@@ -179,13 +255,20 @@ fn check_uplink(
     settings: &NodeSettings,
     interface: &PublicInterface,
 ) -> Result<()> {
-    let PublicInterface {
-        name,
+    let name = &interface.name;
+    let Some(Ipv4End {
         address,
         public_ip,
         prefix,
-        ..
-    } = interface;
+    }) = interface.ends.ipv4()
+    else {
+        return match &settings.uplink {
+            UplinkKind::Tap(tap) => Err(Error::usage(format!(
+                "--uplink tap:{tap} needs an address of its own of IPv4, and this node has none"
+            ))),
+            UplinkKind::PacketSocket => Ok(()),
+        };
+    };
     let only = matches!(plan.tunnel, Tunnel::None);
     match &settings.uplink {
         UplinkKind::PacketSocket if only && interface.is_translated() => {
@@ -198,7 +281,7 @@ fn check_uplink(
             "--uplink tap:{tap} requires the backend host-gw: a tunnel ends at an address \
              of this machine"
         ))),
-        UplinkKind::Tap(tap) if !interface.is_translated() || !prefix.contains(public_ip) => {
+        UplinkKind::Tap(tap) if !interface.is_translated() || !prefix.contains(&public_ip) => {
             Err(Error::usage(format!(
                 "--uplink tap:{tap} needs an address of its own in {prefix}, the network of \
                  {name}: give it with --public-ip"
@@ -211,12 +294,12 @@ fn check_uplink(
 /// Takes the tunnel's port, for each worker, and looks whether there can be an uplink.
 pub(super) fn bind(
     plan: &mut TunnelPlan,
-    network: Ipv4Net,
+    networks: Nets,
     settings: &NodeSettings,
     interface: &PublicInterface,
 ) -> Result<Vec<Option<TunnelSockets>>> {
     if plan.is_direct {
-        let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network.into(), 1);
+        let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, networks, 1);
         match uplink {
             Ok(_) => {}
             Err(error) if matches!(plan.tunnel, Tunnel::None) => {
@@ -231,7 +314,7 @@ pub(super) fn bind(
             }
         }
     }
-    bind_tunnel(plan, settings, interface.ends())
+    bind_tunnel(plan, settings, interface.addresses())
 }
 
 fn bind_tunnel(
@@ -267,7 +350,12 @@ fn ends(plan: &TunnelPlan, addresses: Addresses) -> impl Iterator<Item = SocketA
 
 /// Where a tunnel ends in IPv6, if it does.
 pub(super) fn end_v6(plan: &TunnelPlan, interface: &PublicInterface) -> Option<SocketAddr> {
-    ends(plan, interface.ends()).find(SocketAddr::is_ipv6)
+    ends(plan, interface.addresses()).find(SocketAddr::is_ipv6)
+}
+
+/// Where a tunnel ends in IPv4, if it does.
+pub(super) fn end_v4(plan: &TunnelPlan, interface: &PublicInterface) -> Option<SocketAddr> {
+    ends(plan, interface.addresses()).find(SocketAddr::is_ipv4)
 }
 
 fn bind_end(
@@ -393,9 +481,16 @@ fn combine(
     interface: &PublicInterface,
 ) -> (Vec<Underlay>, Option<Uplink>) {
     let uplink = uplinks.first().map(|device| {
-        let len = interface.prefix.prefix_len();
-        let net = Ipv4Net::new_assert(interface.public_ip, len);
-        let nets = Nets::with_ipv4(net, interface.link_v6);
+        let ipv4 = |end: Ipv4End| Ipv4Net::new_assert(end.public_ip, end.prefix.prefix_len());
+        let ipv6 = |end: Ipv6End| Ipv6Net::new_assert(end.address, end.prefix.prefix_len());
+        let nets = match settings.uplink {
+            UplinkKind::PacketSocket => interface.ends.map(ipv4, ipv6),
+            // The IPv6 address is the host's, which answers for it itself.
+            UplinkKind::Tap(_) => match interface.ends.ipv4() {
+                Some(end) => ipv4(end).into(),
+                None => interface.prefixes(),
+            },
+        };
         let mut uplink = Uplink::new(device.hardware_address(), nets, plan.outer);
         uplink.answers = matches!(settings.uplink, UplinkKind::Tap(_));
         uplink
@@ -427,8 +522,8 @@ pub(super) fn open(
     settings: &NodeSettings,
     (before, now): (&PublicInterface, &PublicInterface),
 ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
-    let former: Vec<IpAddr> = before.ends().iter().collect();
-    let new = now.ends();
+    let former: Vec<IpAddr> = before.addresses().iter().collect();
+    let new = now.addresses();
     let new = new.iter().filter(|address| !former.contains(address));
     let tunnels = match Addresses::collect(new) {
         None => (0..settings.workers).map(|_| None).collect(),
@@ -457,8 +552,7 @@ fn port_in_use(end: SocketAddr) -> String {
 pub(super) fn warn_of_kernel(
     kernel: &KernelNetwork,
     own_interface: Option<&str>,
-    network: Ipv4Net,
-    subnet: Ipv4Net,
+    (network, subnet): (Ipv4Net, Ipv4Net),
 ) {
     let kernel = kernel.clone().without(own_interface.unwrap_or_default());
     let own = kernel.in_own_subnet(subnet, &[]);

@@ -1,7 +1,7 @@
 //! Checks of this machine: namespaces, devices, directories, interfaces, ports and routes.
 
 use std::io::ErrorKind;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -255,7 +255,8 @@ pub(super) async fn underlay(
         if status.port != 0 {
             let port = format!("UDP {} is the node's", status.port);
             findings.push(Finding::fine("port", port));
-            findings.extend(status.tunnel_ip.ipv4().map(offload));
+            let end = status.tunnel_ip.iter().next();
+            findings.extend(end.map(offload));
         }
         if status.uplink.as_deref() == Some("packet") {
             findings.push(forwarding(&status.interface));
@@ -267,19 +268,21 @@ pub(super) async fn underlay(
         true => Audience::Others,
         false => Audience::Machine,
     };
-    let interface = match choose_interface(&options.underlay, audience).await {
+    let chosen = choose_interface(&options.underlay, audience, None, None).await;
+    let interface = match chosen {
         Ok(interface) => interface,
         Err(error) => return vec![Finding::wrong(CHECK, error)],
     };
+    let (public, addresses) = (interface.public(), interface.addresses());
     let detail = if interface.is_translated() {
-        format!(
-            "{}, translated to {} on {}",
-            interface.public_ip, interface.address, interface.name
-        )
+        format!("{public}, translated to {addresses} on {}", interface.name)
     } else {
-        format!("{} on {}", interface.address, interface.name)
+        format!("{addresses} on {}", interface.name)
     };
-    let first = if interface.address.is_loopback() {
+    let is_loopback = addresses
+        .iter()
+        .all(|address: IpAddr| address.is_loopback());
+    let first = if is_loopback {
         Finding::new(
             CHECK,
             Verdict::Warning,
@@ -289,10 +292,17 @@ pub(super) async fn underlay(
     } else {
         Finding::fine(CHECK, detail)
     };
-    let port = port(interface.address).await;
-    let mut findings = vec![first, port, offload(interface.address)];
+    let mut findings = vec![first];
+    let mut version = IpVersion::Ipv4;
+    if let Some(end) = addresses.iter::<IpAddr>().next() {
+        findings.extend([port(end).await, offload(end)]);
+        version = match end {
+            IpAddr::V4(_) => IpVersion::Ipv4,
+            IpAddr::V6(_) => IpVersion::Ipv6,
+        };
+    }
     let outer = Mtu::new(interface.mtu.min(u16::MAX.into()));
-    let inner = outer.and_then(|outer| Format::Vxlan.inner_mtu(outer, IpVersion::Ipv4));
+    let inner = outer.and_then(|outer| Format::Vxlan.inner_mtu(outer, version));
     findings.push(match inner {
         Ok(mtu) => pods_mtu(mtu.get()),
         Err(error) => Finding::wrong("MTU", format!("{}: {error}", interface.name)),
@@ -322,7 +332,7 @@ fn forwarding(interface: &str) -> Finding {
     }
 }
 
-async fn port(address: Ipv4Addr) -> Finding {
+async fn port(address: IpAddr) -> Finding {
     const CHECK: &str = "port";
     let port = vxlan::PORT;
     let options = Offload::default().sockets(Format::Vxlan, 0);
@@ -340,7 +350,7 @@ async fn port(address: Ipv4Addr) -> Finding {
 }
 
 /// Whether the kernel keeps its word about trains of datagrams.
-fn offload(address: Ipv4Addr) -> Finding {
+fn offload(address: IpAddr) -> Finding {
     const CHECK: &str = "offload";
     let socket = TunnelSocket::bind(
         (address, 0).into(),

@@ -117,7 +117,7 @@ async fn ask(store: &dyn Store, prefix: &str) -> (Option<Ipv4Net>, Vec<Finding>)
     if let Some(config) = &config {
         findings.extend(leases(store, prefix, config).await);
     }
-    (config.map(|config| config.network), findings)
+    (config.and_then(|config| config.networks().ipv4()), findings)
 }
 
 async fn execute(store: &dyn Store, op: Op) -> std::result::Result<Answer, String> {

@@ -84,16 +84,21 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use muslin_stack::addresses::Dual;
     use proptest::prelude::*;
 
     use super::*;
     use crate::replace::tests::{file_on_a_full_disk, is_replaced, on_a_full_disk};
 
+    fn ipv4() -> (Ipv4Net, Ipv4Net) {
+        ["10.5.0.0/16", "10.5.72.0/24"]
+            .map(|net| net.parse().unwrap())
+            .into()
+    }
+
     fn sample() -> SubnetEnv {
         SubnetEnv {
-            network: "10.5.0.0/16".parse().unwrap(),
-            subnet: "10.5.72.0/24".parse().unwrap(),
-            ipv6: None,
+            subnets: Dual::with_ipv4(ipv4(), None),
             mtu: 1450,
             ip_masq: true,
         }
@@ -116,7 +121,8 @@ mod tests {
     fn lines_of_ipv6_are_where_flannel_has_them() {
         let mut env = sample();
         let (network, subnet) = ("fd00:5::/48", "fd00:5:0:72::/64");
-        env.ipv6 = Some((network.parse().unwrap(), subnet.parse().unwrap()));
+        let ipv6 = (network.parse().unwrap(), subnet.parse().unwrap());
+        env.subnets = Dual::with_ipv4(ipv4(), Some(ipv6));
         let text = env.to_string();
         assert_eq!(
             text,
@@ -126,7 +132,15 @@ mod tests {
         );
         assert_eq!(ipv6_subnet_of(text.as_bytes()), subnet.parse().ok());
         assert_eq!(ipv6_subnet_of(sample().to_string().as_bytes()), None);
-        assert_eq!(subnet_of(text.as_bytes()), Some(sample().subnet));
+        assert_eq!(subnet_of(text.as_bytes()), Some(ipv4().1));
+        env.subnets = Dual::with_ipv6(ipv6);
+        let text = env.to_string();
+        assert_eq!(
+            text,
+            "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:72::1/64\n\
+             FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        );
+        assert_eq!(subnet_of(text.as_bytes()), None);
     }
 
     #[test]
@@ -151,7 +165,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o644);
         assert_eq!(mode(path.parent().unwrap()) & 0o700, 0o700);
-        assert_eq!(previous_subnet(&path), Some(sample().subnet));
+        assert_eq!(previous_subnet(&path), Some(ipv4().1));
         let mut other = sample();
         other.ip_masq = false;
         write(&other, &path).unwrap();
@@ -190,7 +204,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("subnet.env");
         let mut other = sample();
-        other.subnet = "10.5.7.0/24".parse().unwrap();
+        let (network, _) = ipv4();
+        other.subnets = Dual::with_ipv4((network, "10.5.7.0/24".parse().unwrap()), None);
         is_replaced(&path, |which| {
             let env = if which { sample() } else { other.clone() };
             write(&env, &path).unwrap();
@@ -269,7 +284,7 @@ mod tests {
         #[test]
         fn what_is_written_is_always_read(base: u32, len in 2u8..=30, mtu: u16, ip_masq: bool) {
             let subnet = Ipv4Net::new(base.into(), len).unwrap().trunc();
-            let env = SubnetEnv { network: subnet, subnet, ipv6: None, mtu, ip_masq };
+            let env = SubnetEnv { subnets: Dual::with_ipv4((subnet, subnet), None), mtu, ip_masq };
             prop_assert_eq!(subnet_of(env.to_string().as_bytes()), Some(subnet));
         }
     }

@@ -4,7 +4,8 @@
 //! alive must not lose its own: it is probed before, and the store deletes the
 //! record only if it has not been written since.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use muslin_stack::addresses::Nets;
 use muslin_stack::api::control::{Code, DropLease, Dropped, Lease};
 use muslin_stack::control::lease::{Answer, Entry, Op, Standing, SubnetKey, read_entry};
 use muslin_stack::control::names::names_key;
@@ -25,9 +26,8 @@ pub async fn release(
 ) -> Result<Dropped> {
     let entries = survey(store, viewer.prefix).await?;
     let (entry, lease) = find(&entries, viewer, &request.lease)?;
-    let subnet = lease.subnet.and_then(|subnet| subnet.ipv4());
-    let subnet = subnet.ok_or_else(|| nothing(&request.lease))?;
-    if subnet == viewer.subnet {
+    let subnet = lease.subnet.ok_or_else(|| nothing(&request.lease))?;
+    if SubnetKey::from(subnet) == viewer.own {
         return Err(Error::usage(format!(
             "{subnet} is this node's own lease: use 'muslin leave' to give it back"
         )));
@@ -45,7 +45,7 @@ pub async fn release(
         ))
     })?;
     Ok(Dropped {
-        subnet: subnet.into(),
+        subnet,
         names_removed: remove_names(store, viewer.prefix, subnet).await,
         node: lease.node,
         public_ip: lease.public_ip,
@@ -56,14 +56,17 @@ pub async fn release(
 
 /// The lease that a subnet, a key or a node's name stands for.
 fn find(entries: &[Entry], viewer: Viewer<'_>, wanted: &str) -> Result<(Entry, Lease)> {
-    let subnet = wanted.parse::<Ipv4Net>().ok().map(|subnet| subnet.trunc());
-    let subnet = subnet.or_else(|| wanted.parse::<SubnetKey>().ok()?.ipv4());
+    let subnet = wanted.parse::<IpNet>().ok().map(|subnet| subnet.trunc());
+    let subnet = subnet.or_else(|| Some(wanted.parse::<SubnetKey>().ok()?.first()));
     let all = entries
         .iter()
         .map(|entry| (entry, row(entry, read_entry(viewer.prefix, entry), viewer)));
     let mut found: Vec<_> = all
         .filter(|(_, lease)| match subnet {
-            Some(subnet) => lease.subnet.and_then(|it| it.ipv4()) == Some(subnet),
+            Some(subnet) => {
+                let mut all = lease.subnet.iter().flat_map(Nets::iter::<IpNet>);
+                all.any(|it| it == subnet)
+            }
             None => lease.node.as_deref() == Some(wanted),
         })
         .collect();
@@ -91,7 +94,7 @@ fn nothing(wanted: &str) -> Error {
 }
 
 /// `the lease 10.244.7.0/24 of node n2 (192.168.0.12)`
-fn title(subnet: Ipv4Net, lease: &Lease) -> String {
+fn title(subnet: Nets, lease: &Lease) -> String {
     match (&lease.node, lease.public_ip) {
         (Some(node), Some(ip)) => format!("the lease {subnet} of node {node} ({ip})"),
         (None, Some(ip)) => format!("the lease {subnet} of {ip}"),
@@ -117,7 +120,7 @@ fn objection(entry: &Entry, lease: &Lease, viewer: Viewer<'_>) -> Option<String>
              nevertheless"
         ));
     }
-    let Some(signs) = key.ipv4().and_then(|it| (viewer.known)(it).signs) else {
+    let Some(signs) = (viewer.known)(key.first()).signs else {
         return Some(
             "this node does not know it as a peer, and cannot probe it; --force \
              gives it back nevertheless"
@@ -143,7 +146,7 @@ async fn delete(store: &dyn Store, entry: &Entry) -> std::result::Result<(), Str
 }
 
 /// Removes the record of a node's pods; false if there is none, or that is not possible.
-async fn remove_names(store: &dyn Store, prefix: &str, subnet: Ipv4Net) -> bool {
+async fn remove_names(store: &dyn Store, prefix: &str, subnet: Nets) -> bool {
     let found: std::result::Result<_, StoreError> =
         store.execute(Op::Get(names_key(prefix, subnet))).await;
     match found {

@@ -27,8 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Controls {
     /// Whether the lease is to be given back.
     pub leave: watch::Receiver<bool>,
-    /// Where the node's tunnel ends: the lease follows it, with the same subnet.
-    pub public_ip: watch::Receiver<Ipv4Addr>,
+    /// Where the node's tunnel ends, if it does in IPv4: the lease follows it, with the same subnet.
+    pub public_ip: watch::Receiver<Option<Ipv4Addr>>,
     /// The same for IPv6, if there is one.
     pub public_ipv6: watch::Receiver<Option<Ipv6Addr>>,
     /// The right to write to the store.
@@ -54,13 +54,16 @@ pub enum News {
 }
 
 /// What becomes of news.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// It is taken.
     Taken,
     /// The network configuration of [`OwnChange::Configured`] cannot be used here now: it is asked for
     /// again in a while, before anything is written.
     ConfigRefused,
+    /// The network configuration of [`OwnChange::Configured`] is used, but for its IPv6 ([`Manager::go_without_ipv6`]):
+    /// why.
+    WithoutIpv6(String),
     /// The node was never in the store of [`News::StoreKnown`], and has this VTEP there.
     Anew(VtepMac),
 }
@@ -155,18 +158,20 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Rules for Runner<C, A>
         loop {
             let action = self.manager.poll(self.now());
             self.controls.ends.send_replace(self.manager.ends());
-            let mut is_refused = false;
+            let mut of_config = None;
             for change in self.manager.changes() {
                 let is_last = matches!(change, Change::Own(OwnChange::Left | OwnChange::Lost(_)));
-                is_refused |= (self.apply)(News::Lease(change))? == Reply::ConfigRefused;
+                let reply = (self.apply)(News::Lease(change))?;
+                of_config = Some(reply).filter(|it| *it != Reply::Taken).or(of_config);
                 if is_last {
                     return Ok(Action::Stop);
                 }
             }
-            if !is_refused {
-                return Ok(action);
+            match of_config {
+                Some(Reply::ConfigRefused) => self.manager.refuse_config(self.now()),
+                Some(Reply::WithoutIpv6(reason)) => self.manager.go_without_ipv6(reason),
+                _ => return Ok(action),
             }
-            self.manager.refuse_config(self.now());
         }
     }
 
@@ -226,7 +231,9 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Rules for Runner<C, A>
                 ControlFlow::Continue(())
             }
             public_ip = next(&mut self.controls.public_ip) => {
-                self.manager.set_public_ip(public_ip);
+                if let Some(public_ip) = public_ip {
+                    self.manager.set_public_ip(public_ip);
+                }
                 ControlFlow::Continue(())
             }
         }

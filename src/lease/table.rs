@@ -1,17 +1,17 @@
 //! What a store has, as rows for people.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::Lease;
 use muslin_stack::control::lease::{
     Entry, LeaseRecord, NetworkConfig, NoLease, Shares, Signs, Standing, SubnetKey, check_peer,
     lease_prefix, read_entry,
 };
-use muslin_stack::control::peers::peer_of_lease;
+use muslin_stack::control::peers::{peer_of_ipv6, peer_of_lease};
 use muslin_stack::datapath::peer::PeerId;
 use tokio::time::timeout;
 
@@ -32,11 +32,21 @@ pub struct Viewer<'a> {
     /// The node's name.
     pub node: &'a str,
     /// The node's own lease.
-    pub subnet: Ipv4Net,
+    pub own: SubnetKey,
     /// Where the node's tunnel ends.
-    pub public_ip: Ipv4Addr,
+    pub public: Addresses,
     /// What it knows of the node that has another lease.
-    pub known: &'a (dyn Fn(Ipv4Net) -> Known + Sync),
+    pub known: &'a (dyn Fn(IpNet) -> Known + Sync),
+}
+
+impl Viewer<'_> {
+    /// Whether a record names the node's own address.
+    fn is_here(&self, record: &LeaseRecord) -> bool {
+        match record.node_address() {
+            IpAddr::V4(address) => self.public.ipv4() == Some(address),
+            IpAddr::V6(address) => self.public.ipv6() == Some(address),
+        }
+    }
 }
 
 /// What a node knows of another.
@@ -75,7 +85,7 @@ pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
         let (key, record) = read.as_ref().ok()?;
         check_peer(*key, record, Some(viewer.config)).ok()?;
         let address = record.node_address();
-        (address != viewer.public_ip).then_some((address, *key))
+        (!viewer.is_here(record)).then_some((address, *key))
     });
     let peers: Vec<_> = peers.collect();
     for (address, key) in &peers {
@@ -131,12 +141,12 @@ pub(super) fn row(
             row.owner = owner(key, &record, entry.ttl.is_none(), viewer).to_owned();
             row.public_ip = Some(record.addresses());
             row.backend = Some(record.backend().to_owned());
-            row.vtep_mac = record.vtep_mac().map(|mac| mac.to_string());
-            if key.ipv4() == Some(viewer.subnet) && record.public_ip == viewer.public_ip {
+            row.vtep_mac = record.first_vtep_mac().map(|mac| mac.to_string());
+            if key == viewer.own && viewer.is_here(&record) {
                 row.node = Some(viewer.node.to_owned());
                 row.state = Standing::Alive.to_string();
             } else {
-                let known = key.ipv4().map(viewer.known).unwrap_or_default();
+                let known = (viewer.known)(key.first());
                 let signs = known.signs.unwrap_or_default();
                 row.node = known.node;
                 row.heard_seconds = signs.heard.map(|age| age.as_secs());
@@ -164,8 +174,8 @@ fn owner(
     is_reservation: bool,
     viewer: Viewer<'_>,
 ) -> &'static str {
-    let is_here = record.public_ip == viewer.public_ip;
-    match (key.ipv4() == Some(viewer.subnet) && is_here, is_reservation) {
+    let is_here = viewer.is_here(record);
+    match (key == viewer.own && is_here, is_reservation) {
         (true, false) => "this node",
         (true, true) => "this node, reservation",
         (false, true) => "reservation",
@@ -179,7 +189,11 @@ pub(super) fn unusable(key: SubnetKey, record: &LeaseRecord, viewer: Viewer<'_>)
     if let Err(reason) = check_peer(key, record, Some(viewer.config)) {
         return Some(reason.reason);
     }
-    let peer = peer_of_lease(PeerId(0), key, record, &viewer.config.backend);
+    // Either half counts, if this node has such a one.
+    let peer = match (key.ipv4(), viewer.own.ipv6()) {
+        (None, Some(_)) => peer_of_ipv6(PeerId(0), key, record, viewer.config),
+        _ => peer_of_lease(PeerId(0), key, record, &viewer.config.backend),
+    };
     peer.err().map(|unusable| unusable.to_string())
 }
 
@@ -198,6 +212,8 @@ fn key_text(key: &str, prefix: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn entry(key: &str, value: &str, ttl: Option<u64>) -> Entry {
@@ -224,8 +240,8 @@ mod tests {
             prefix: "/n",
             config: &config,
             node: "n1",
-            subnet: "10.3.1.0/24".parse().unwrap(),
-            public_ip: [192, 168, 0, 1].into(),
+            own: "10.3.1.0-24".parse().unwrap(),
+            public: Ipv4Addr::new(192, 168, 0, 1).into(),
             known: &|_| Known::default(),
         };
         let greedy = vxlan("192.168.0.2", "02:00:00:00:00:02");
@@ -252,11 +268,14 @@ mod tests {
     fn every_key_is_a_row_that_says_what_it_is() {
         let config = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
         let config = NetworkConfig::parse(config).unwrap();
-        let known = |subnet: Ipv4Net| {
+        let known = |subnet: IpNet| {
             let signs = |heard, has_stopped| Signs {
                 heard: Some(Duration::from_secs(heard)),
                 has_stopped,
                 ..Signs::default()
+            };
+            let IpNet::V4(subnet) = subnet else {
+                return Known::default();
             };
             match subnet.network().octets()[2] {
                 2 => Known {
@@ -274,8 +293,8 @@ mod tests {
             prefix: "/n",
             config: &config,
             node: "n1",
-            subnet: "10.3.1.0/24".parse().unwrap(),
-            public_ip: [192, 168, 0, 1].into(),
+            own: "10.3.1.0-24".parse().unwrap(),
+            public: Ipv4Addr::new(192, 168, 0, 1).into(),
             known: &known,
         };
         let one = vxlan("192.168.0.1", "02:00:00:00:00:01");

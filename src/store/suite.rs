@@ -315,7 +315,7 @@ async fn dropped_futures(place: &impl Place) {
 pub(crate) struct Node {
     changes: mpsc::UnboundedReceiver<Change>,
     leave: watch::Sender<bool>,
-    public_ip: watch::Sender<Ipv4Addr>,
+    public_ip: watch::Sender<Option<Ipv4Addr>>,
     trouble: mpsc::UnboundedReceiver<Option<String>>,
     task: JoinHandle<Result<()>>,
     /// The subnets that it has reported.
@@ -327,7 +327,7 @@ impl Node {
     pub(crate) fn at_speed(store: Arc<dyn Store>, settings: ManagerSettings, speed: u64) -> Self {
         let (sender, changes) = mpsc::unbounded_channel();
         let (leave, asked) = watch::channel(false);
-        let (public_ip, moved) = watch::channel(settings.identity.public_ip);
+        let (public_ip, moved) = watch::channel(Some(settings.identity.public_ip));
         let moved_ipv6 = watch::channel(settings.identity.public_ipv6).1;
         let controls = Controls {
             turn: crate::lease::Turn::default(),
@@ -438,7 +438,7 @@ impl Node {
 
     /// Gives it another public address.
     pub(crate) fn move_to(&self, public_ip: Ipv4Addr) {
-        self.public_ip.send(public_ip).unwrap();
+        self.public_ip.send(Some(public_ip)).unwrap();
     }
 
     /// Gives the lease back.

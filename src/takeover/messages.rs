@@ -1,6 +1,6 @@
 //! What the processes say to each other: one JSON message per packet, descriptors beside it.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::cni::Key;
@@ -76,8 +76,8 @@ pub(crate) struct About {
     pub(crate) subnet: Nets,
     /// How it sends packets to others.
     pub(crate) backend: String,
-    /// Where its tunnel ends.
-    pub(crate) end: SocketAddrV4,
+    /// Where its tunnel ends, if it does in IPv4.
+    pub(crate) end: Option<SocketAddr>,
     /// The same of IPv6.
     #[serde(default)]
     pub(crate) end_v6: Option<SocketAddr>,

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::{Ipv4Net, Ipv6Net};
-use muslin_stack::addresses::Addresses;
+use muslin_stack::addresses::{Addresses, Dual, Nets};
 use regex::Regex;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -25,19 +25,13 @@ const WORLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub struct PublicInterface {
     /// The interface's name.
     pub name: String,
-    /// The address on it that the tunnel is bound to.
-    pub address: Ipv4Addr,
-    /// The address that other nodes send to: another one behind NAT.
-    pub public_ip: Ipv4Addr,
-    /// The IPv6 address that the tunnel is bound to, too, and that other nodes send to
-    /// ([`super::ipv6::choose`]).
-    pub address_v6: Option<Ipv6Addr>,
-    /// The same with the length of its link's prefix, if it is an address of this interface.
-    pub link_v6: Option<Ipv6Net>,
+    /// Where the tunnel ends in each IP version.
+    pub ends: Dual<Ipv4End, Ipv6End>,
+    /// Whether there may be an address of IPv6 soon: one that the kernel still looks for in the link
+    /// (RFC 4862 section 5.4), or one that the user names.
+    pub awaits_ipv6: bool,
     /// The interface's MTU in bytes.
     pub mtu: u32,
-    /// The network that is on the link, without a router between: that of the address.
-    pub prefix: Ipv4Net,
     /// Whether the interface is up.
     pub is_up: bool,
     /// Its MAC address, if it has one.
@@ -46,17 +40,64 @@ pub struct PublicInterface {
     pub index: u32,
 }
 
+/// An end of the tunnel in IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv4End {
+    /// The address that the tunnel is bound to.
+    pub address: Ipv4Addr,
+    /// The address that other nodes send to: another one behind NAT.
+    pub public_ip: Ipv4Addr,
+    /// The network that is on the link, without a router between: that of the address.
+    pub prefix: Ipv4Net,
+}
+
+/// An end of the tunnel in IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv6End {
+    /// The address that the tunnel is bound to, and that other nodes send to.
+    pub address: Ipv6Addr,
+    /// The network that is on the link.
+    pub prefix: Ipv6Net,
+}
+
 impl PublicInterface {
-    /// The addresses on it that the tunnel is bound to.
+    /// The addresses that the tunnel is bound to.
     #[must_use]
-    pub const fn ends(&self) -> Addresses {
-        Addresses::with_ipv4(self.address, self.address_v6)
+    pub fn addresses(&self) -> Addresses {
+        self.ends.map(|end| end.address, |end| end.address)
+    }
+
+    /// The addresses that other nodes send to.
+    #[must_use]
+    pub fn public(&self) -> Addresses {
+        self.ends.map(|end| end.public_ip, |end| end.address)
+    }
+
+    /// The networks that are on the link.
+    #[must_use]
+    pub fn prefixes(&self) -> Nets {
+        self.ends.map(|end| end.prefix, |end| end.prefix)
     }
 
     /// Whether other nodes send to an address that something translates to ours.
     #[must_use]
     pub fn is_translated(&self) -> bool {
-        self.address != self.public_ip
+        let ipv4 = self.ends.ipv4();
+        ipv4.is_some_and(|end| end.address != end.public_ip)
+    }
+
+    /// Keeps what it had of an IP version that it has no address of now.
+    pub fn keep_ends(&mut self, before: &Self) {
+        let ipv4 = self.ends.ipv4().or(before.ends.ipv4());
+        let ipv6 = self.ends.ipv6().or(before.ends.ipv6());
+        self.ends = Dual::new(ipv4, ipv6).unwrap_or(self.ends);
+    }
+
+    /// The same with this end of IPv6, or with none.
+    #[must_use]
+    pub fn with_ipv6(self, end: Option<Ipv6End>) -> Self {
+        let ends = Dual::new(self.ends.ipv4(), end).unwrap_or(self.ends);
+        Self { ends, ..self }
     }
 }
 
@@ -119,7 +160,7 @@ impl InterfaceChoice {
 ///
 /// # Errors
 /// Why there is none like that, and what to do.
-pub async fn choose(wanted: &InterfaceChoice, audience: Audience) -> Found<PublicInterface> {
+pub(super) async fn choose(wanted: &InterfaceChoice, audience: Audience) -> Found<PublicInterface> {
     choose_among(wanted, audience, &Machine::read(wanted.reach).await?)
 }
 
@@ -193,18 +234,12 @@ fn choose_among(
             "the interface {name} has no MTU"
         )));
     }
-    Ok(PublicInterface {
-        name: interface.name.clone(),
+    let end = Ipv4End {
         address,
         public_ip: wanted.public_ip.unwrap_or(address),
-        address_v6: None,
-        link_v6: None,
-        mtu: interface.mtu,
         prefix: interface.prefix(address),
-        is_up: interface.is_up,
-        mac: interface.mac,
-        index: interface.index,
-    })
+    };
+    Ok(interface.public(Dual::with_ipv4(end, None)))
 }
 
 /// Whether this is the address of no single machine.
@@ -358,6 +393,19 @@ impl Machine {
 }
 
 impl Interface {
+    /// The same as the underlay's interface, with these ends of the tunnel.
+    pub(super) fn public(&self, ends: Dual<Ipv4End, Ipv6End>) -> PublicInterface {
+        PublicInterface {
+            name: self.name.clone(),
+            ends,
+            awaits_ipv6: false,
+            mtu: self.mtu,
+            is_up: self.is_up,
+            mac: self.mac,
+            index: self.index,
+        }
+    }
+
     /// Its addresses without deprecated ones: global ones first, then link-local ones, then
     /// loopback; permanent ones first among equals.
     fn by_preference(&self) -> Vec<Ipv4Addr> {
@@ -497,7 +545,7 @@ mod tests {
     fn chosen(wanted: &InterfaceChoice) -> (String, String) {
         let found = choose_among(wanted, Audience::Others, &machine()).unwrap();
         assert!(!found.is_translated());
-        (found.name, found.address.to_string())
+        (found.name, found.ends.ipv4().unwrap().address.to_string())
     }
 
     #[track_caller]
@@ -557,8 +605,8 @@ mod tests {
         let found = choose_among(&wanted, Audience::Others, &machine()).unwrap();
         assert!(found.is_translated());
         assert_eq!(found.name, "eth1");
-        assert_eq!(found.address, ip("10.0.0.5"));
-        assert_eq!(found.public_ip, ip("203.0.113.9"));
+        assert_eq!(found.ends.ipv4().unwrap().address, ip("10.0.0.5"));
+        assert_eq!(found.ends.ipv4().unwrap().public_ip, ip("203.0.113.9"));
         assert_eq!(found.mtu, 9000);
     }
 
@@ -584,7 +632,10 @@ mod tests {
                 source: source.map(ip),
             });
             let found = choose_among(&wanted, Audience::Others, &machine).unwrap();
-            assert_eq!((&*found.name, found.address), ("eth1", ip(expected)));
+            assert_eq!(
+                (&*found.name, found.ends.ipv4().unwrap().address),
+                ("eth1", ip(expected))
+            );
         }
     }
 
@@ -657,7 +708,7 @@ mod tests {
         machine: &Machine,
     ) -> Option<(String, String)> {
         match choose_among(wanted, audience, machine) {
-            Ok(found) => Some((found.name, found.address.to_string())),
+            Ok(found) => Some((found.name, found.ends.ipv4().unwrap().address.to_string())),
             Err(NoInterface::NotYet(_)) => None,
             Err(error) => panic!("{error}"),
         }
@@ -778,7 +829,10 @@ mod tests {
             ("127.0.0.9", "127.0.0.0/8"),
         ] {
             let interface = found(name);
-            assert_eq!(interface.prefix, prefix.parse::<Ipv4Net>().unwrap());
+            assert_eq!(
+                interface.ends.ipv4().unwrap().prefix,
+                prefix.parse::<Ipv4Net>().unwrap()
+            );
             assert!(interface.is_up);
         }
         let mut machine = machine();
@@ -797,9 +851,15 @@ mod tests {
         let choose =
             async |wanted: InterfaceChoice| choose(&wanted, Audience::Others).await.unwrap();
         let found = choose(named(&["127.0.0.2"])).await;
-        assert_eq!((&*found.name, found.address), ("lo", ip("127.0.0.2")));
+        assert_eq!(
+            (&*found.name, found.ends.ipv4().unwrap().address),
+            ("lo", ip("127.0.0.2"))
+        );
         assert!(found.mtu >= 1280 && found.is_up);
-        assert_eq!(found.prefix, "127.0.0.0/8".parse::<Ipv4Net>().unwrap());
+        assert_eq!(
+            found.ends.ipv4().unwrap().prefix,
+            "127.0.0.0/8".parse::<Ipv4Net>().unwrap()
+        );
         let wanted = InterfaceChoice {
             reach: Some(ip("127.0.0.3")),
             ..InterfaceChoice::default()

@@ -1,10 +1,14 @@
 //! The underlay: the interface, and what carries packets between nodes: the tunnel's UDP sockets, and
 //! the uplink for bare packets.
 
+use std::net::Ipv6Addr;
+
+use muslin_stack::addresses::Nets;
+
 mod batch;
 mod bpf;
 mod interface;
-pub mod ipv6;
+mod ipv6;
 mod kernel;
 mod links;
 mod messages;
@@ -17,8 +21,7 @@ pub mod uplink;
 
 pub use batch::Received;
 pub use interface::{
-    Audience, InterfaceChoice, NoInterface, PublicInterface, choose as choose_interface,
-    forwards_ipv4,
+    Audience, InterfaceChoice, Ipv4End, Ipv6End, NoInterface, PublicInterface, forwards_ipv4,
 };
 pub use kernel::{Conflict, KernelNetwork};
 pub use socket::Options;
@@ -29,6 +32,34 @@ pub use udp::{Backlog, Route, TunnelSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
 
 pub(crate) use crate::netlink::Changes;
+
+/// Chooses the underlay's interface among those of this machine, for a node of these pod networks as far as
+/// they are known. It has ends of the IP versions that the node needs, and of IPv6 the one that was
+/// published before, while it is valid.
+///
+/// # Errors
+/// Why there is none like that, and what to do.
+pub async fn choose_interface(
+    wanted: &InterfaceChoice,
+    audience: Audience,
+    networks: Option<Nets>,
+    published: Option<Ipv6Addr>,
+) -> Result<PublicInterface, NoInterface> {
+    let pods = networks.and_then(|it| it.ipv6());
+    let has_ipv6 = networks.is_none_or(|it| it.ipv6().is_some());
+    if networks.is_some_and(|it| it.ipv4().is_none()) {
+        return ipv6::choose(wanted, pods, published).await;
+    }
+    match interface::choose(wanted, audience).await {
+        Ok(interface) if has_ipv6 => Ok(ipv6::complete(interface, wanted, pods, published).await),
+        // The network may be one of IPv6 alone.
+        Err(NoInterface::NotYet(reason)) if networks.is_none() && wanted.public_ip.is_none() => {
+            let alone = ipv6::choose(wanted, pods, published).await;
+            alone.map_err(|_| NoInterface::NotYet(reason))
+        }
+        chosen => chosen,
+    }
+}
 
 /// What a worker reaches other nodes by.
 #[derive(Debug)]

@@ -5,11 +5,11 @@
 //! a few seconds; where a packet comes to another worker, that one hands it over.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use muslin_stack::Instant;
 use muslin_stack::api::published::{PortMapping, Transport};
 use muslin_stack::datapath::port::PortId;
@@ -38,12 +38,11 @@ impl PacketLoop {
     pub(super) fn publish(
         &mut self,
         device: PortId,
-        address: Ipv4Addr,
-        network: Ipv4Net,
+        end: IpNet,
         all: Vec<(PortMapping, Option<Socket>)>,
     ) {
         for (ports, socket) in all {
-            let pod = SocketAddr::new(address.into(), ports.pod_port);
+            let pod = SocketAddr::new(end.addr(), ports.pod_port);
             if ports.transport == Transport::Udp
                 && let Err(reason) = self.path.expect_datagrams(pod)
             {
@@ -63,7 +62,7 @@ impl PacketLoop {
             let port = Port {
                 device,
                 pod,
-                network: network.into(),
+                network: end.trunc(),
                 ports,
                 socket: Arc::new(socket),
                 turn: Turn::default(),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use muslin_encap::mtu::Mtu;
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath::SiblingMessage;
@@ -32,12 +32,7 @@ pub(super) enum Command {
     Attach(PortId, Attachment, Queue),
     /// PortMapping ports of the pod at that address, with their sockets for the worker that has them,
     /// and the overlay's network.
-    Publish(
-        PortId,
-        Ipv4Addr,
-        Ipv4Net,
-        Vec<(PortMapping, Option<Socket>)>,
-    ),
+    Publish(PortId, IpNet, Vec<(PortMapping, Option<Socket>)>),
     /// Detach a port; the sender goes when that is done.
     Detach(PortId, watch::Sender<()>),
     SetPeer(Peer),

@@ -20,7 +20,7 @@ mod tables;
 mod uplink;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel, sync_channel};
@@ -28,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant as StdInstant};
 
 pub use capture::Capturing;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 pub use message::Event;
 use message::{Command, Queue, Sibling};
 use muslin_encap::mtu::Mtu;
@@ -219,17 +219,11 @@ impl Workers {
         Ok(())
     }
 
-    /// Publishes ports of an attached pod.
+    /// Publishes ports of an attached pod at its address, which has the length of the overlay's network.
     ///
     /// # Errors
     /// `Ended` if the thread has ended.
-    pub(crate) fn publish(
-        &self,
-        port: PortId,
-        address: Ipv4Addr,
-        network: Ipv4Net,
-        bound: Vec<Bound>,
-    ) -> Result<(), Ended> {
+    pub(crate) fn publish(&self, port: PortId, end: IpNet, bound: Vec<Bound>) -> Result<(), Ended> {
         let known: Vec<_> = bound.iter().map(|bound| bound.published).collect();
         let mut all = Some(bound.into_iter().map(|it| (it.published, Some(it.socket))));
         for worker in &self.0 {
@@ -238,7 +232,7 @@ impl Workers {
                 Some(all) => all.collect(),
                 None => known.iter().map(|it| (*it, None)).collect(),
             };
-            worker.send(Command::Publish(port, address, network, ports))?;
+            worker.send(Command::Publish(port, end, ports))?;
         }
         Ok(())
     }

@@ -73,6 +73,15 @@ impl<A: Copy, B: Copy> Dual<A, B> {
         }
     }
 
+    /// That of IPv6, without one of IPv4.
+    #[must_use]
+    pub const fn with_ipv6(ipv6: B) -> Self {
+        Self {
+            ipv4: None,
+            ipv6: Some(ipv6),
+        }
+    }
+
     /// That of IPv4.
     #[must_use]
     pub const fn ipv4(&self) -> Option<A> {

@@ -255,9 +255,7 @@ fn plain_subnet(text: &str) -> Option<Ipv4Net> {
 
 fn print(subnet: Ipv4Net) -> String {
     SubnetEnv {
-        ipv6: None,
-        network: subnet,
-        subnet,
+        subnets: Dual::with_ipv4((subnet, subnet), None),
         mtu: 1450,
         ip_masq: false,
     }

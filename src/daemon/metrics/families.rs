@@ -50,7 +50,7 @@ pub(super) fn node(name: &str, running: Option<&RunningNode>) -> Vec<Family> {
     if let Some(running) = running {
         let facts = &running.facts;
         labels.push(("backend", facts.config.backend.name().to_owned()));
-        labels.push(("network", facts.config.network.to_string()));
+        labels.push(("network", facts.config.networks().to_string()));
         labels.push(("subnet", facts.subnets.to_string()));
     }
     let help =

@@ -227,7 +227,7 @@ fn begin_at_host(running: &RunningNode, beginning: &Beginning) -> Result<Incomin
             "this machine has no host interface: make it with 'muslin host-interface'",
         ));
     }
-    let host = Addresses::from(running.facts.subnet.network());
+    let host = Addresses::from(running.facts.ipv4_subnet()?.network());
     let (source, destination) = ends(beginning, host, find(running, &beginning.to)?)?;
     let packet = probe(beginning, source, destination).packet();
     Ok(Incoming {
@@ -366,7 +366,7 @@ fn find(running: &RunningNode, name: &str) -> Result<Addresses> {
     match name {
         "outside" => return Ok(outside()),
         "gateway" => return Ok(facts.gateways()),
-        "host" => return Ok(facts.subnet.network().into()),
+        "host" => return Ok(facts.ipv4_subnet()?.network().into()),
         _ => {}
     }
     let names = running.naming.names.read();
@@ -400,7 +400,8 @@ fn arrive(running: &RunningNode, arrival: Arrival) -> Result<Incoming> {
     let (entrance, bytes) = match (arrival.by, tunnel, arrival.source.ip()) {
         (Medium::Uplink, _, _) => (Entrance::Uplink, bytes),
         (Medium::Tunnel, Tunnel::Ipip, IpAddr::V4(source)) => {
-            let own = running.interface().address;
+            let ends = running.interface().ends;
+            let own = ends.ipv4().map_or(Ipv4Addr::UNSPECIFIED, |end| end.address);
             let entrance = Entrance::Underlay(arrival.source);
             (entrance, ipip::received(source, own, &bytes))
         }
@@ -425,8 +426,9 @@ fn next(running: &RunningNode, trace: &Trace) -> Option<Next> {
             _ => None,
         })?;
     let (public_ip, node) = running.peer_named(id)?;
+    let public = running.interface().public();
     let own = match public_ip {
-        IpAddr::V4(_) => running.interface().public_ip.into(),
+        IpAddr::V4(_) => public.ipv4()?.into(),
         IpAddr::V6(_) => running.public_ipv6()?.into(),
     };
     Some(Next {

@@ -6,17 +6,14 @@ use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use crate::addresses::Dual;
 use crate::datapath::gateway;
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetEnv {
-    /// All pods of the cluster.
-    pub network: Ipv4Net,
-    /// The node's subnet.
-    pub subnet: Ipv4Net,
-    /// The same of IPv6, the network first, if the node has a subnet of it.
-    pub ipv6: Option<(Ipv6Net, Ipv6Net)>,
+    /// All pods of the cluster, and the node's subnet.
+    pub subnets: Dual<(Ipv4Net, Ipv4Net), (Ipv6Net, Ipv6Net)>,
     /// MTU of pods in bytes.
     pub mtu: u16,
     /// Whether the daemon is to masquerade, so that nobody else must.
@@ -26,16 +23,16 @@ pub struct SubnetEnv {
 impl fmt::Display for SubnetEnv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            network,
-            subnet,
-            ipv6,
+            subnets,
             mtu,
             ip_masq,
         } = self;
-        writeln!(f, "FLANNEL_NETWORK={network}")?;
-        let first = gateway::address(*subnet);
-        writeln!(f, "FLANNEL_SUBNET={first}/{}", subnet.prefix_len())?;
-        if let Some((network, subnet)) = ipv6 {
+        if let Some((network, subnet)) = subnets.ipv4() {
+            writeln!(f, "FLANNEL_NETWORK={network}")?;
+            let first = gateway::address(subnet);
+            writeln!(f, "FLANNEL_SUBNET={first}/{}", subnet.prefix_len())?;
+        }
+        if let Some((network, subnet)) = subnets.ipv6() {
             writeln!(f, "FLANNEL_IPV6_NETWORK={network}")?;
             let first = Ipv6Addr::from_bits(subnet.network().to_bits() | 1);
             writeln!(f, "FLANNEL_IPV6_SUBNET={first}/{}", subnet.prefix_len())?;

@@ -151,7 +151,7 @@ pub enum Unusable {
 ///
 /// # Errors
 /// `Unusable` if nothing can be sent to it.
-pub(crate) fn peer_of_ipv6(
+pub fn peer_of_ipv6(
     id: PeerId,
     key: SubnetKey,
     record: &LeaseRecord,

@@ -10,6 +10,9 @@ use thiserror::Error;
 use crate::control::lease::{Backend, ConfigFault, vtep_mac_v6};
 use crate::datapath::tunnel::Tunnel;
 
+/// Bytes of the headers in front of a packet: inner Ethernet, VXLAN, UDP and IPv6.
+const VXLAN_OVER_IPV6: u16 = 70;
+
 /// How a network's packets travel to and from a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TunnelPlan {
@@ -25,6 +28,8 @@ pub struct TunnelPlan {
     pub outer: Mtu,
     /// The same, where somebody has named it: it does not follow the interface then.
     named: Option<Mtu>,
+    /// The IP version of the tunnel's ends that the pods' MTU is for: that of IPv4, if there is one.
+    version: IpVersion,
 }
 
 /// Why a node cannot be in a network.
@@ -72,7 +77,8 @@ impl TunnelPlan {
             Backend::Other(name) => return Err(ConfigFault::OtherBackend(name.clone()).into()),
         };
         let named = named.or(configured);
-        let (mtu, outer) = mtus(tunnel, named, interface)?;
+        let version = IpVersion::Ipv4;
+        let (mtu, outer) = mtus(tunnel, version, named, interface)?;
         Ok(Self {
             tunnel,
             port: backend.port(),
@@ -80,7 +86,17 @@ impl TunnelPlan {
             mtu,
             outer,
             named,
+            version,
         })
+    }
+
+    /// The same for a node that carries IPv6 alone, on an interface with this MTU.
+    ///
+    /// # Errors
+    /// `TunnelFault` if that leaves no room for pods.
+    pub fn with_ipv6_alone(self, interface: u32) -> Result<Self, TunnelFault> {
+        let version = IpVersion::Ipv6;
+        Self { version, ..self }.with_ipv6().on(interface)
     }
 
     /// The same for a node that carries IPv6, too: with VXLAN it has another VTEP for that.
@@ -97,7 +113,7 @@ impl TunnelPlan {
     /// # Errors
     /// `TunnelFault` if that leaves no room for pods.
     pub fn on(&self, interface: u32) -> Result<Self, TunnelFault> {
-        let (mtu, outer) = mtus(self.tunnel, self.named, interface)?;
+        let (mtu, outer) = mtus(self.tunnel, self.version, self.named, interface)?;
         Ok(Self {
             mtu,
             outer,
@@ -117,6 +133,17 @@ impl TunnelPlan {
         (mtu >= Mtu::MIN_IPV6).then_some(mtu)
     }
 
+    /// MTU of the underlay that [`Self::mtu_v6`] needs.
+    #[must_use]
+    pub fn least_outer_v6(&self) -> Mtu {
+        let least = Mtu::MIN_IPV6.get();
+        let outer = match self.tunnel {
+            Tunnel::Vxlan { .. } => least + VXLAN_OVER_IPV6,
+            Tunnel::None | Tunnel::Udp | Tunnel::Ipip => least,
+        };
+        Mtu::new(outer.into()).unwrap_or(Mtu::MAX)
+    }
+
     /// Segments of the longest superpacket that a pod may send: with all its headers it leaves with
     /// one call.
     #[must_use]
@@ -128,13 +155,18 @@ impl TunnelPlan {
 }
 
 /// MTU of pods and of the underlay, which is that of the interface if no other is named.
-fn mtus(tunnel: Tunnel, named: Option<Mtu>, interface: u32) -> Result<(Mtu, Mtu), TunnelFault> {
+fn mtus(
+    tunnel: Tunnel,
+    version: IpVersion,
+    named: Option<Mtu>,
+    interface: u32,
+) -> Result<(Mtu, Mtu), TunnelFault> {
     let outer = match named {
         Some(mtu) => mtu,
         // A loopback interface's is larger than any IPv4 packet.
         None => Mtu::new(interface.min(u16::MAX.into()))?,
     };
-    let inner = |format: Format| format.inner_mtu(outer, IpVersion::Ipv4);
+    let inner = |format: Format| format.inner_mtu(outer, version);
     let mtu = tunnel.format().map_or(Ok(outer), inner);
     Ok((mtu.map_err(|_| TunnelFault::NoRoom(outer))?, outer))
 }
@@ -194,6 +226,27 @@ mod tests {
             TunnelPlan::new(&other, vtep_mac(), None, INTERFACE),
             Err(TunnelFault::Config(fault))
         );
+    }
+
+    #[test]
+    fn ipv6_needs_1280_bytes_beside_the_tunnels_headers() {
+        for (backend, least) in [
+            (Backend::Vxlan(VxlanOptions::default()), 1350),
+            (Backend::HostGw, 1280),
+        ] {
+            let plan = plan(&backend);
+            assert_eq!(plan.least_outer_v6().get(), least);
+            let fits = plan.on(least.into()).unwrap();
+            assert_eq!(fits.mtu_v6(), Some(Mtu::MIN_IPV6));
+            assert_eq!(plan.on(u32::from(least) - 1).unwrap().mtu_v6(), None);
+            // Alone it is the MTU of pods.
+            let alone = plan.with_ipv6_alone(INTERFACE).unwrap();
+            assert_eq!(Some(alone.mtu), alone.mtu_v6());
+            assert_eq!(
+                alone.on(1400).unwrap().mtu,
+                alone.on(1400).unwrap().mtu_v6().unwrap()
+            );
+        }
     }
 
     #[test]

@@ -268,6 +268,12 @@ impl LeaseRecord {
         self.mac_in(self.backend_v6_data.as_ref()?)
     }
 
+    /// That of IPv4, or if there is none that of IPv6.
+    #[must_use]
+    pub fn first_vtep_mac(&self) -> Option<VtepMac> {
+        self.vtep_mac().or_else(|| self.vtep_mac_v6())
+    }
+
     fn mac_in(&self, data: &RawValue) -> Option<VtepMac> {
         if self.backend_type != "vxlan" {
             return None;

@@ -250,7 +250,7 @@ impl Ownership {
     }
 
     fn is_by_our_vtep(&self, record: &LeaseRecord) -> bool {
-        let mac = record.vtep_mac().or(record.vtep_mac_v6());
+        let mac = record.first_vtep_mac();
         let own = match record.vtep_mac() {
             Some(_) => self.identity.vtep_mac,
             None => self.identity.vtep_mac_v6(),
