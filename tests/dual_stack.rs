@@ -1,5 +1,5 @@
-//! Dual-stack nodes carry each other's IPv6, and that of a kernel that is set up as flannel does: VXLAN over
-//! IPv6 by a device of its own, `flannel-v6.1`.
+//! Nodes with both IP versions, and with IPv6 alone, carry each other's IPv6, and that of a kernel that is set
+//! up as flannel does: VXLAN over IPv6 by a device of its own, `flannel-v6.1`.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Stdio;
 
+use muslin::store::EtcdOptions;
 use muslin_lab::etcd::{Etcd, PREFIX};
 use muslin_lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
 use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
 use muslin_stack::api::control::Attached;
+use muslin_stack::control::lease::{Answer, Op};
 use serde_json::Value;
 
 /// The pods of the cluster.
@@ -25,8 +27,9 @@ const MTU: u16 = 1430;
 /// A pod as a namespace, and its addresses.
 struct Pod {
     host: Host,
-    ipv4: Ipv4Addr,
+    ipv4: Option<Ipv4Addr>,
     ipv6: Ipv6Addr,
+    attached: Attached,
 }
 
 fn pod(lab: &Lab, node: &Node, name: &str) -> Pod {
@@ -38,8 +41,9 @@ fn pod(lab: &Lab, node: &Node, name: &str) -> Pod {
     let attached: Attached = serde_json::from_slice(&output.stdout).unwrap();
     Pod {
         host,
-        ipv4: attached.address.ipv4().unwrap().addr(),
+        ipv4: attached.address.ipv4().map(|it| it.addr()),
         ipv6: attached.address.ipv6().unwrap().addr(),
+        attached,
     }
 }
 
@@ -138,7 +142,7 @@ fn pods_of_two_nodes_reach_each_other_in_both_versions() {
         gateway[7] = 1;
         ping(&one.host, gateway.into(), 100);
     }
-    let ipv4 = two.ipv4.to_string();
+    let ipv4 = two.ipv4.unwrap().to_string();
     let words = ["busybox", "ping", "-c", "1", "-W", "9", &ipv4];
     assert!(one.host.output(&words).status.success(), "IPv4");
     transfer(&lab, &one.host, &two.host, one.ipv6, "there");
@@ -146,6 +150,247 @@ fn pods_of_two_nodes_reach_each_other_in_both_versions() {
     for node in &nodes {
         assert_eq!(lost(node), Default::default(), "{}", node.log());
     }
+}
+
+/// A host without any address of IPv4, not even of itself.
+fn host_without_ipv4(lab: &Lab, number: u8) -> Host {
+    let host = host(lab, &format!("h{number}"), number);
+    host.sh("ip -4 addr flush dev eth0; ip -4 addr flush dev lo");
+    host
+}
+
+/// Two nodes of a network with IPv6 alone, on hosts that have nothing else.
+fn nodes_without_ipv4(lab: &Lab, backend: &str) -> Vec<Node> {
+    let store = lab.store();
+    let start = |number: u8| {
+        let config = NodeConfig::anywhere(&format!("n{number}"), &store);
+        let config = config.with("--ipv6-network", NETWORK);
+        config
+            .with("--backend", backend)
+            .start(&host_without_ipv4(lab, number))
+    };
+    let nodes: Vec<_> = [1, 2].map(start).into();
+    for node in &nodes {
+        node.wait_peers(1);
+    }
+    nodes
+}
+
+#[test]
+fn nodes_without_ipv4_carry_each_others_pods() {
+    let Some(lab) = Lab::new() else { return };
+    let nodes = nodes_without_ipv4(&lab, "vxlan");
+    for (number, node) in [1, 2].into_iter().zip(&nodes) {
+        let subnet = node.status("subnet");
+        assert!(
+            subnet.starts_with("fd44:") && !subnet.contains(','),
+            "{subnet}"
+        );
+        assert_eq!(node.status("network"), NETWORK);
+        assert_eq!(node.status("public_ip"), format!("{UNDERLAY}{number}"));
+        assert_eq!(node.status("tunnel_ip"), format!("{UNDERLAY}{number}"));
+        assert_eq!(node.mtu(), MTU);
+        let path = node.state_dir().join(format!("nodes/n{number}/subnet.env"));
+        let text = poll_until(SOON, "the subnet file", || {
+            std::fs::read_to_string(&path).ok()
+        });
+        let first = subnet.replace("::/", "::1/");
+        let lines = format!(
+            "FLANNEL_IPV6_NETWORK={NETWORK}\nFLANNEL_IPV6_SUBNET={first}\nFLANNEL_MTU={MTU}\n"
+        );
+        assert!(text.starts_with(&lines), "{text}");
+        let peer = &node.query("peers")[0];
+        assert_eq!(
+            peer["public_ip"],
+            format!("{UNDERLAY}{}", 3 - number),
+            "{peer}"
+        );
+        assert_eq!(
+            (&peer["usable"], &peer["state"]),
+            (&true.into(), &"alive".into()),
+            "{peer}"
+        );
+        let leases = node.query("leases");
+        for lease in leases.as_array().unwrap() {
+            let key = lease["key"].as_str().unwrap();
+            assert!(key.starts_with("0.0.0.0-0&fd44:"), "{lease}");
+            assert_eq!(lease["state"], "alive", "{lease}");
+        }
+        assert_eq!(leases.as_array().unwrap().len(), 2);
+        let doctor = node.client(&["doctor"]).output().unwrap();
+        let told = String::from_utf8_lossy(&doctor.stdout);
+        assert!(
+            !told.contains("WRONG") && !told.contains("0.0.0.0"),
+            "{told}"
+        );
+    }
+    let one = pod(&lab, &nodes[0], "one");
+    let two = pod(&lab, &nodes[1], "two");
+    let three = pod(&lab, &nodes[1], "three");
+    assert_eq!(one.ipv4, None);
+    let gateway = one.attached.gateway.ipv6().unwrap();
+    assert_eq!(one.attached.dns, [gateway]);
+    for size in [MTU, 100] {
+        ping(&one.host, two.ipv6, size);
+        ping(&two.host, one.ipv6, size);
+        ping(&two.host, three.ipv6, size);
+    }
+    ping(&one.host, gateway, 100);
+    transfer(&lab, &one.host, &two.host, one.ipv6, "there");
+    transfer(&lab, &two.host, &one.host, two.ipv6, "back");
+    // Names, by the resolver that a pod gets.
+    let (name, server) = ("two.muslin", gateway.to_string());
+    poll_until(SOON, "the name of another node's pod", || {
+        let words = ["busybox", "nslookup", "-type=aaaa", &name, &server];
+        let output = one.host.output(&words);
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.contains(&two.ipv6.to_string()).then_some(())
+    });
+    let words = ["run", "--name", "four", "--", "cat", "/etc/resolv.conf"];
+    let output = nodes[0].client(&words).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let servers: Vec<_> = text
+        .lines()
+        .filter(|it| it.starts_with("nameserver"))
+        .collect();
+    assert_eq!(servers, [format!("nameserver {gateway}")], "{output:?}");
+    // The world outside, by sockets of the node: what a program of another host serves.
+    let outside = format!("{UNDERLAY}2").parse().unwrap();
+    transfer(&lab, nodes[1].host(), &one.host, outside, "out");
+    for node in &nodes {
+        assert_eq!(lost(node), Default::default(), "{}", node.log());
+    }
+}
+
+#[test]
+fn nodes_without_ipv4_are_each_others_next_hops() {
+    let Some(lab) = Lab::new() else { return };
+    let nodes = nodes_without_ipv4(&lab, "host-gw");
+    let one = pod(&lab, &nodes[0], "one");
+    let two = pod(&lab, &nodes[1], "two");
+    for size in [1500, 100] {
+        ping(&one.host, two.ipv6, size);
+        ping(&two.host, one.ipv6, size);
+    }
+    transfer(&lab, &one.host, &two.host, one.ipv6, "there");
+    transfer(&lab, &two.host, &one.host, two.ipv6, "back");
+    let peer = &nodes[0].query("peers")[0];
+    assert_eq!(peer["path"], "on-link", "{peer}");
+}
+
+#[test]
+fn dual_nodes_are_each_others_next_hops() {
+    let Some(lab) = Lab::new() else { return };
+    let nodes = nodes(&lab, "host-gw");
+    let one = pod(&lab, &nodes[0], "one");
+    let two = pod(&lab, &nodes[1], "two");
+    for size in [1500, 100] {
+        ping(&one.host, two.ipv6, size);
+        ping(&two.host, one.ipv6, size);
+    }
+}
+
+/// Does something to the store that the lab's nodes share.
+fn execute(lab: &Lab, op: Op) {
+    let store = muslin::store::open(lab.store(), &EtcdOptions::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    let answer = runtime.block_on(store.execute(op)).unwrap();
+    assert!(matches!(answer, Answer::Done(_)), "{answer:?}");
+}
+
+#[test]
+fn a_kernel_without_ipv4_and_a_node_carry_each_others_pods() {
+    let Some(lab) = Lab::new() else { return };
+    let node = NodeConfig::anywhere("n2", &lab.store()).with("--network", NETWORK);
+    let node = node.start(&host_without_ipv4(&lab, 2));
+    // As flanneld with EnableIPv4 false.
+    let kernel = host_without_ipv4(&lab, 1);
+    let their_pod = lab.namespace("their pod");
+    lab.cable((&kernel, "cni0"), (&their_pod, "eth0"));
+    kernel.sh(&format!(
+        "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+         ip link add flannel-v6.1 type vxlan id 1 dstport 8472 nolearning local {UNDERLAY}1 dev eth0
+         ip link set flannel-v6.1 mtu {MTU} up
+         ip addr add fd44:0:0:fff1::/128 dev flannel-v6.1 nodad
+         ip addr add fd44:0:0:fff1::1/64 dev cni0 nodad"
+    ));
+    their_pod.sh(&format!(
+        "ip link set eth0 mtu {MTU}; ip addr add fd44:0:0:fff1::2/64 dev eth0 nodad
+         ip -6 route add default via fd44:0:0:fff1::1"
+    ));
+    let text = kernel.run(&["ip", "-json", "link", "show", "flannel-v6.1"]);
+    let links: Value = serde_json::from_str(&text).unwrap();
+    let mac = links[0]["address"].as_str().unwrap();
+    execute(
+        &lab,
+        Op::Create {
+            key: format!("{PREFIX}/subnets/0.0.0.0-0&fd44:0:0:fff1::-64"),
+            value: format!(
+                r#"{{"PublicIP":"0.0.0.0","PublicIPv6":"{UNDERLAY}1","BackendType":"vxlan","BackendV6Data":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+            ),
+            ttl: None,
+        },
+    );
+    node.wait_peers(1);
+    let subnet = node.status("subnet");
+    let (base, _) = subnet.split_once('/').unwrap();
+    let ours = node.status("vtep_mac");
+    kernel.sh(&format!(
+        "ip -6 neigh replace {base} lladdr {ours} dev flannel-v6.1 nud permanent
+         bridge fdb replace {ours} dev flannel-v6.1 dst {UNDERLAY}2 self permanent
+         ip -6 route replace {subnet} via {base} dev flannel-v6.1 onlink"
+    ));
+    let pod = pod(&lab, &node, "pod");
+    let theirs: Ipv6Addr = "fd44:0:0:fff1::2".parse().unwrap();
+    for size in [MTU, 100] {
+        ping(&pod.host, theirs, size);
+        ping(&their_pod, pod.ipv6, size);
+    }
+    transfer(&lab, &pod.host, &their_pod, pod.ipv6, "to the kernel");
+    transfer(&lab, &their_pod, &pod.host, theirs, "to the node");
+    assert_eq!(lost(&node), Default::default(), "{}", node.log());
+}
+
+#[test]
+fn leases_of_ipv4_of_both_and_of_ipv6_alone_are_peers_by_what_they_have() {
+    let Some(lab) = Lab::new() else { return };
+    let nodes = nodes(&lab, "vxlan");
+    let plain = lab.host("h3", Ipv4Addr::new(10, 9, 0, 3));
+    let plain = NodeConfig::on_interface("n3", "eth0", &lab.store()).start(&plain);
+    assert!(!plain.status("subnet").contains(','));
+    execute(
+        &lab,
+        Op::Create {
+            key: format!("{PREFIX}/subnets/0.0.0.0-0&fd44:0:0:fff1::-64"),
+            value: format!(
+                r#"{{"PublicIP":"0.0.0.0","PublicIPv6":"{UNDERLAY}4","BackendType":"vxlan","BackendV6Data":{{"VNI":1,"VtepMAC":"0e:00:00:00:00:04"}}}}"#
+            ),
+            ttl: None,
+        },
+    );
+    let state = |node: &Node, public: &str| {
+        let peers = node.query("peers");
+        let mut peers = peers.as_array().unwrap().iter();
+        let peer = peers.find(|it| it["public_ip"] == public)?;
+        Some((peer["usable"] == true, peer["state"].as_str()?.to_owned()))
+    };
+    let alone = format!("{UNDERLAY}4");
+    for node in &nodes {
+        node.wait_peers(3);
+        assert_eq!(state(node, &alone), Some((true, "silent".to_owned())));
+        assert_eq!(state(node, "10.9.0.3"), Some((true, "alive".to_owned())));
+    }
+    plain.wait_peers(2);
+    let found = state(&plain, &alone);
+    assert_eq!(found, Some((false, "it has IPv6 alone".to_owned())));
+    for node in &nodes {
+        let routes = node.query("routes").to_string();
+        assert!(routes.contains(&alone), "{routes}");
+    }
+    let one = pod(&lab, &nodes[0], "one");
+    let two = pod(&lab, &nodes[1], "two");
+    ping(&one.host, two.ipv6, 100);
 }
 
 #[test]
