@@ -241,7 +241,7 @@ fn nodes_without_ipv4_carry_each_others_pods() {
     // Names, by the resolver that a pod gets.
     let (name, server) = ("two.muslin", gateway.to_string());
     poll_until(SOON, "the name of another node's pod", || {
-        let words = ["busybox", "nslookup", "-type=aaaa", &name, &server];
+        let words = ["busybox", "nslookup", "-type=aaaa", name, &server];
         let output = one.host.output(&words);
         let text = String::from_utf8_lossy(&output.stdout);
         text.contains(&two.ipv6.to_string()).then_some(())
