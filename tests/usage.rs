@@ -108,7 +108,20 @@ fn a_wrong_configuration_is_refused_before_anything_is_begun() {
         (&["--network", "banana"], &["banana", "--network"]),
         (&["--network", "10.244.0.0/33"], &["10.244.0.0/33"]),
         (&["--network", "10.244.0.0"], &["10.244.0.0"]),
-        (&["--network", "fd00:1::/48"], &["fd00:1::/48"]),
+        (&["--network", "fe80::/48"], &["fe80::/48", "link-local"]),
+        (&["--network", "10.1.0.0/16,10.2.0.0/16"], &["10.2.0.0/16"]),
+        (
+            &["--network", "fd00:1::/48", "--ipv6-network", "fd00:2::/48"],
+            &["fd00:1::/48"],
+        ),
+        (
+            &["--network", "fd00:1::/48", "--subnet-len", "24"],
+            &["--subnet-len", "IPv4"],
+        ),
+        (
+            &["--network", "fd00:1::/48", "--backend", "ipip"],
+            &["ipip carries no IPv6"],
+        ),
         (&["--network", "10.244.0.0/29"], &["10.244.0.0/29"]),
         (
             &["--network", "10.244.0.0/16", "--subnet-len", "15"],
