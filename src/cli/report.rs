@@ -20,6 +20,7 @@ use crate::process::block_on;
 use crate::terminal::output::{Table as Lines, pairs, print, print_json};
 use crate::terminal::quantity::{bytes, count, duration};
 use crate::terminal::suggest::hint;
+use crate::underlay::describe_ends;
 
 /// The owner shown for this node's own leases.
 const THIS_NODE: &str = "this node";
@@ -87,10 +88,8 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
 
 /// A node's status for people.
 fn describe(status: &Status) -> String {
-    let mut tunnel = format!("{} on {}", status.backend, status.tunnel_ip);
-    if status.port != 0 {
-        tunnel.push_str(&format!(":{}", status.port));
-    }
+    let ends = describe_ends(status.tunnel_ip, status.port);
+    let tunnel = format!("{} on {ends}", status.backend);
     let public = if status.public_ip == status.tunnel_ip {
         String::new()
     } else {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_stack::addresses::{Addresses, Dual, Nets};
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::exchange::{
     self, Answering, Ask, Asked, CODE_LEN, Code, Ends, Fault, Id, Kind, Told,
 };

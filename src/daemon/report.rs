@@ -28,6 +28,7 @@ use serde_json::Value;
 use super::liveness::Census;
 use super::running::RunningNode;
 use super::settings::Offload;
+use super::underlay;
 use crate::confine;
 use crate::error::{Context, Error, Result};
 use crate::worker::{FlowTable, GroupTable, NeighbourTables, Neighbours, PortState, Totals};

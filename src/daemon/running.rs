@@ -50,7 +50,7 @@ use crate::keeper::Keeper;
 use crate::lines::Lines;
 use crate::state::StateDir;
 use crate::store::Store;
-use crate::underlay::{Adopted, PublicInterface};
+use crate::underlay::{Adopted, PublicInterface, describe_ends};
 use crate::worker::{Closing, Workers};
 
 /// What does not change while a node runs.
@@ -123,11 +123,8 @@ impl fmt::Display for NodeInfo {
             f,
             "subnet {subnets} of {}, {backend} on {}",
             config.networks(),
-            interface.addresses()
+            describe_ends(interface.addresses(), plan.port)
         )?;
-        if plan.port != 0 {
-            write!(f, ":{}", plan.port)?;
-        }
         if plan.is_direct {
             write!(f, ", unencapsulated to nodes in {}", interface.prefixes())?;
         }

@@ -1,14 +1,14 @@
 //! What the demo shows in the end.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use muslin_stack::api::control::Status;
 use serde_json::{Value, json};
 
 use super::steps::{PingFact, Scene, TransferFact};
 use crate::terminal::output::Table;
 use crate::terminal::quantity::{bytes, count};
+use crate::underlay::describe_ends;
 
 /// Everything, for programs.
 pub(super) fn json(scenes: &[Scene]) -> Value {
@@ -58,19 +58,12 @@ fn nodes(scene: &Scene) -> Table {
         table.add_row([
             node.node.clone(),
             node.subnet.to_string(),
-            ends(node),
+            describe_ends(node.public_ip, node.port),
             node.vtep_mac.clone().unwrap_or_else(|| "-".to_owned()),
             pods.join(", "),
         ]);
     }
     table
-}
-
-/// Where a node's tunnels end.
-fn ends(node: &Status) -> String {
-    let ends = node.public_ip.iter::<IpAddr>();
-    let ends = ends.map(|ip| SocketAddr::new(ip, node.port).to_string());
-    ends.collect::<Vec<_>>().join(", ")
 }
 
 /// The pings to addresses of one IP version.

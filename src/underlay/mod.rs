@@ -26,7 +26,7 @@ pub use interface::{
 pub use kernel::{Conflict, KernelNetwork};
 pub use socket::Options;
 pub use sockets::TunnelSockets;
-pub(crate) use sockets::ends;
+pub(crate) use sockets::{describe_ends, ends};
 pub(crate) use udp::Adopted;
 pub use udp::{Backlog, Route, TunnelSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};

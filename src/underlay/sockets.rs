@@ -1,7 +1,7 @@
 //! A worker's sockets of the tunnel, of each IP version that it has an end of.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use muslin_encap::offload::batch::{Message, SendBatch};
@@ -26,6 +26,15 @@ pub struct TunnelSockets {
 pub(crate) fn ends(addresses: Addresses, port: u16) -> impl Iterator<Item = SocketAddr> {
     let all: Vec<_> = addresses.iter().collect();
     all.into_iter().map(move |ip| SocketAddr::new(ip, port))
+}
+
+/// The same for people; addresses alone where the tunnel has no port.
+pub(crate) fn describe_ends(addresses: Addresses, port: u16) -> String {
+    let words: Vec<String> = match port {
+        0 => addresses.iter().map(|ip: IpAddr| ip.to_string()).collect(),
+        port => ends(addresses, port).map(|end| end.to_string()).collect(),
+    };
+    words.join(", ")
 }
 
 impl From<TunnelSocket> for TunnelSockets {
