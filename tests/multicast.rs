@@ -136,7 +136,9 @@ fn nodes(lab: &Lab, follow: [bool; 2]) -> Option<[Node; 2]> {
     };
     let start = |(host, name, follows): (&Host, &str, bool)| {
         let config = NodeConfig::on_interface(name, "eth0", &store);
-        let config = config.with("--ipv6-network", NETWORK).with("--workers", 2);
+        let config = config
+            .with("--network", format_args!("10.244.0.0/16,{NETWORK}"))
+            .with("--workers", 2);
         match follows {
             true => config.flag("--multicast").start(host),
             false => config.start(host),

@@ -75,7 +75,10 @@ impl Bed {
             return None;
         }
         let node = NODE_V6.to_string();
-        let flags = [("--public-ipv6", &*node), ("--ipv6-network", "fd44::/48")];
+        let flags = [
+            ("--public-ipv6", &*node),
+            ("--network", "10.244.0.0/16,fd44::/48"),
+        ];
         Self::prepared(&flags, |hosts| {
             for (host, address) in hosts.into_iter().zip([NODE_V6, SERVER_V6]) {
                 host.sh(&format!("ip addr add {address}/64 dev eth0 nodad"));
