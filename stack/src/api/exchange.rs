@@ -455,6 +455,14 @@ mod tests {
         assert_eq!(other, Err(Fault::Code));
         // Sent back to who asked it, it is no question of the other node.
         assert_eq!(read_question(&SECRET, back, &question), Err(Fault::Code));
+        // Nor one to a third node, in either IP version.
+        let third = |answerer: &str| Ends {
+            asker,
+            answerer: answerer.parse().unwrap(),
+        };
+        for ends in [third("10.244.3.1"), third("fd00:2::1")] {
+            assert_eq!(read_question(&SECRET, ends, &question), Err(Fault::Code));
+        }
 
         let answer = write_answer(&SECRET, &asked, &told(3)).unwrap().remove(0);
         let take = |asked, from, bytes: &[u8]| Answering::new(asked).take(&SECRET, from, bytes);
