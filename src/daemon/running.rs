@@ -662,17 +662,14 @@ impl RunningNode {
     ) -> Result<()> {
         let mut attachment = pod.attachment(self.facts.settings.guard_pods);
         attachment.rates = pod.details.rates.clone();
-        let networks = self.facts.config.networks();
+        let network = self.facts.config.networks();
         let workers = &self.workers;
         workers
             .attach(pod.port, &attachment, queues)
             .map_err(Error::failed)?;
-        let ends = Nets::of_hosts(&networks, pod.address);
-        if let Some(end) = ends.and_then(|ends| ends.iter().next()) {
-            workers
-                .publish(pod.port, end, bound)
-                .map_err(Error::failed)?;
-        }
+        workers
+            .publish(pod.port, pod.address, network, bound)
+            .map_err(Error::failed)?;
         let mac = DisplayMac(pod.mac);
         let text = format!("pod {name} is attached: {} at {mac}", pod.address);
         self.journal.note(EventKind::PodAttached, name, text);

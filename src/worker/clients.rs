@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use muslin_stack::Instant;
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::published::{PortMapping, Transport};
 use muslin_stack::datapath::port::PortId;
-use muslin_stack::datapath::published::Client;
+use muslin_stack::datapath::published::{Client, pod_address};
 use muslin_stack::datapath::work::{self, Turn};
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
@@ -32,17 +33,33 @@ const ACCEPTS: usize = 64;
 /// How long a port waits after the kernel had no descriptors or not enough memory for a connection.
 const PAUSE: muslin_stack::Duration = muslin_stack::Duration::from_millis(200);
 
+/// The address of a pod to which a port of the host's address leads, and the overlay's network of the same
+/// IP version.
+fn place(pod: Addresses, network: Nets, host: IpAddr) -> Option<(IpAddr, IpNet)> {
+    let pod = pod_address(pod, host)?;
+    let network = match pod {
+        IpAddr::V4(_) => network.ipv4()?.into(),
+        IpAddr::V6(_) => network.ipv6()?.into(),
+    };
+    Some((pod, network))
+}
+
 impl PacketLoop {
     /// Takes the published ports of an attached pod; all workers know them, and the first has the
     /// sockets.
     pub(super) fn publish(
         &mut self,
         device: PortId,
-        end: IpNet,
+        address: Addresses,
+        network: Nets,
         all: Vec<(PortMapping, Option<Socket>)>,
     ) {
         for (ports, socket) in all {
-            let pod = SocketAddr::new(end.addr(), ports.pod_port);
+            let Some((pod, network)) = place(address, network, ports.address) else {
+                warn!("{ports} is not published: the pod has no address");
+                continue;
+            };
+            let pod = SocketAddr::new(pod, ports.pod_port);
             if ports.transport == Transport::Udp
                 && let Err(reason) = self.path.expect_datagrams(pod)
             {
@@ -62,7 +79,7 @@ impl PacketLoop {
             let port = Port {
                 device,
                 pod,
-                network: end.trunc(),
+                network,
                 ports,
                 socket: Arc::new(socket),
                 turn: Turn::default(),

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use ipnet::IpNet;
 use muslin_encap::mtu::Mtu;
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath::SiblingMessage;
 use muslin_stack::datapath::capture::{Batch, Wanted};
@@ -30,9 +30,9 @@ use crate::underlay::Underlay;
 /// A command of the control plane.
 pub(super) enum Command {
     Attach(PortId, Attachment, Queue),
-    /// PortMapping ports of the pod at that address, with their sockets for the worker that has them,
-    /// and the overlay's network.
-    Publish(PortId, IpNet, Vec<(PortMapping, Option<Socket>)>),
+    /// PortMapping ports of the pod at these addresses, with their sockets for the worker that has them,
+    /// and the overlay's networks.
+    Publish(PortId, Addresses, Nets, Vec<(PortMapping, Option<Socket>)>),
     /// Detach a port; the sender goes when that is done.
     Detach(PortId, watch::Sender<()>),
     SetPeer(Peer),

@@ -28,10 +28,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant as StdInstant};
 
 pub use capture::Capturing;
-use ipnet::IpNet;
 pub use message::Event;
 use message::{Command, Queue, Sibling};
 use muslin_encap::mtu::Mtu;
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::datapath::capture::Captures;
 use muslin_stack::datapath::egress::{Egress, EgressConfig, Owners};
 use muslin_stack::datapath::peer::{Peer, PeerId};
@@ -223,7 +223,13 @@ impl Workers {
     ///
     /// # Errors
     /// `Ended` if the thread has ended.
-    pub(crate) fn publish(&self, port: PortId, end: IpNet, bound: Vec<Bound>) -> Result<(), Ended> {
+    pub(crate) fn publish(
+        &self,
+        port: PortId,
+        address: Addresses,
+        network: Nets,
+        bound: Vec<Bound>,
+    ) -> Result<(), Ended> {
         let known: Vec<_> = bound.iter().map(|bound| bound.published).collect();
         let mut all = Some(bound.into_iter().map(|it| (it.published, Some(it.socket))));
         for worker in &self.0 {
@@ -232,7 +238,7 @@ impl Workers {
                 Some(all) => all.collect(),
                 None => known.iter().map(|it| (*it, None)).collect(),
             };
-            worker.send(Command::Publish(port, end, ports))?;
+            worker.send(Command::Publish(port, address, network, ports))?;
         }
         Ok(())
     }

@@ -239,8 +239,8 @@ impl PacketLoop {
         while let Ok(command) = self.mailbox.commands.try_recv() {
             match command {
                 Command::Attach(port, attachment, queue) => self.attach(port, attachment, queue),
-                Command::Publish(port, end, all) => {
-                    self.publish(port, end, all);
+                Command::Publish(port, address, network, all) => {
+                    self.publish(port, address, network, all);
                 }
                 Command::Detach(port, open) => {
                     self.detach(port);

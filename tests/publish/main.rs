@@ -6,7 +6,7 @@
 mod crowds;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use muslin::agent::Agent;
 use muslin_lab::script::Script;
@@ -57,6 +57,28 @@ impl Bed {
         let store = lab.store();
         let (host, client) = (lab.host("node", NODE), lab.host("client", CLIENT));
         let config = configure(NodeConfig::new("n1", NODE, &store));
+        Some(Self {
+            node: config.start(&host),
+            client,
+            host,
+            _lab: lab,
+        })
+    }
+
+    /// The same with IPv6 besides, at fd09::1 and fd09::2.
+    fn with_ipv6() -> Option<Self> {
+        let lab = Lab::new()?;
+        let hosts = [("node", NODE), ("client", CLIENT)].map(|(name, address)| {
+            let host = lab.host(name, address);
+            let [_, _, _, number] = address.octets();
+            host.sh(&format!("ip addr add fd09::{number}/64 dev eth0 nodad"));
+            host
+        });
+        let [host, client] = hosts;
+        let config = NodeConfig::new("n1", NODE, &lab.store());
+        let config = config
+            .with("--ipv6-network", "fd44::/48")
+            .with("--public-ipv6", "fd09::1");
         Some(Self {
             node: config.start(&host),
             client,
@@ -498,4 +520,35 @@ fn ports_that_cannot_be_are_refused_before_anything_happens() {
         assert_eq!(output.status.code(), Some(2), "{told}");
         assert!(told.contains(part), "{told}");
     }
+}
+
+/// In a network of both IP versions a port of the machine leads to the pod's address of the same one.
+#[test]
+fn ports_of_ipv6_lead_to_pods_addresses_of_ipv6() {
+    let Some(bed) = Bed::with_ipv6() else { return };
+    // Only in IPv6 does anybody answer.
+    let ports = ["-p", "[::]:8080:8080", "-p", "[::]:8080:8080/udp"];
+    let script = "ip -4 addr flush dev eth0";
+    let mut pod = bed.node.pod_after("web", &ports, script);
+    pod.listen(8080).unwrap();
+    let node: Ipv6Addr = "fd09::1".parse().unwrap();
+    let mut client = bed.client.agent();
+    traffic::transfer(&mut client, node, 8080, 5_000_000);
+    let echoed = client.udp((node, 8080), 10, 1000).unwrap();
+    assert_eq!((echoed.sent, echoed.intact), (10, 10));
+    // A client on the machine itself is seen as the gateway.
+    let mut own = bed.host.agent();
+    for address in [Ipv6Addr::LOCALHOST, node] {
+        traffic::transfer(&mut own, address, 8080, 100_000);
+    }
+    let refused = client.open((NODE, 8080)).unwrap_err();
+    assert!(refused.to_string().contains("refused"), "{refused}");
+    let within = "[fd44::1]:8081:8080";
+    let mut command = bed.node.client(&["run", "-p", within, "--", "true"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("it lies in the pod network fd44::/48"),
+        "{said}"
+    );
 }
