@@ -336,7 +336,10 @@ fn pods_are_reached_and_reach_it_in_ipv6() {
     });
     let [host, other] = hosts;
     let config = NodeConfig::new("n2", NODE, &store).with("--public-ipv6", "fd09::2");
-    let node = config.with("--ipv6-network", "fd44::/48").start(&other);
+    let node = config
+        .with("--network", "10.244.0.0/16")
+        .with("--ipv6-network", "fd44::/48")
+        .start(&other);
     let mut server = node.pod("server");
     server.listen(PORT).unwrap();
     let address = server.address_v6("eth0").unwrap();

@@ -65,8 +65,9 @@ impl Bed {
         })
     }
 
-    /// The same with IPv6 besides, at fd09::1 and fd09::2.
-    fn with_ipv6() -> Option<Self> {
+    /// The same on hosts that have IPv6 besides, at fd09::1 and fd09::2, in a network of IPv6, and of IPv4 if
+    /// `flags` say so.
+    fn with_ipv6(flags: &[(&str, &str)]) -> Option<Self> {
         let lab = Lab::new()?;
         let hosts = [("node", NODE), ("client", CLIENT)].map(|(name, address)| {
             let host = lab.host(name, address);
@@ -76,9 +77,12 @@ impl Bed {
         });
         let [host, client] = hosts;
         let config = NodeConfig::new("n1", NODE, &lab.store());
-        let config = config
+        let mut config = config
             .with("--ipv6-network", "fd44::/48")
             .with("--public-ipv6", "fd09::1");
+        for (flag, value) in flags {
+            config = config.with(flag, value);
+        }
         Some(Self {
             node: config.start(&host),
             client,
@@ -525,7 +529,9 @@ fn ports_that_cannot_be_are_refused_before_anything_happens() {
 /// In a network of both IP versions a port of the machine leads to the pod's address of the same one.
 #[test]
 fn ports_of_ipv6_lead_to_pods_addresses_of_ipv6() {
-    let Some(bed) = Bed::with_ipv6() else { return };
+    let Some(bed) = Bed::with_ipv6(&[("--network", "10.244.0.0/16")]) else {
+        return;
+    };
     // Only in IPv6 does anybody answer.
     let ports = ["-p", "[::]:8080:8080", "-p", "[::]:8080:8080/udp"];
     let script = "ip -4 addr flush dev eth0";
@@ -551,4 +557,17 @@ fn ports_of_ipv6_lead_to_pods_addresses_of_ipv6() {
         said.contains("it lies in the pod network fd44::/48"),
         "{said}"
     );
+}
+
+/// Pods of IPv6 alone have clients of IPv4, too: what is published ends in the node.
+#[test]
+fn clients_of_ipv4_reach_pods_of_ipv6_alone() {
+    let Some(bed) = Bed::with_ipv6(&[]) else {
+        return;
+    };
+    let mut pod = bed.server("web", "8080:8080");
+    assert!(pod.address("eth0").is_err());
+    let (mut client, mut own) = (bed.client.agent(), bed.host.agent());
+    traffic::transfer(&mut client, NODE, 8080, 5_000_000);
+    traffic::transfer(&mut own, Ipv4Addr::LOCALHOST, 8080, 100_000);
 }
