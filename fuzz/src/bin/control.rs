@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use muslin_fuzz::Seed;
-use muslin_stack::addresses::Addresses;
+use muslin_stack::addresses::{Addresses, Dual};
 use muslin_stack::api::control::{self, Answer, Attach, Attached, Request};
 use muslin_stack::api::events::Event;
 use muslin_stack::api::exchange;
