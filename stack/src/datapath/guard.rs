@@ -244,6 +244,10 @@ fn check_ndp(message: &Message, attachment: &Attachment, own: &Own) -> Result<()
     if attachment.guarded && mac.is_some_and(|mac| mac != attachment.mac) {
         return Err(DropReason::SourceMacSpoofed);
     }
+    // Nobody has it, and nothing is to be learned of it.
+    if claimed.is_some_and(|address| address.is_unspecified()) {
+        return Err(DropReason::SourceAddressInvalid);
+    }
     let is_free = |address| !own.contains(address) && may_claim(attachment, address);
     if claimed.is_none_or(is_free) {
         Ok(())
@@ -428,6 +432,8 @@ mod tests {
             (ADVERTISEMENT, pod, "fd00:0:0:1::", tlla, [SPOOFED; 2]),
             (ADVERTISEMENT, pod, "fe80::1", tlla, [SPOOFED; 2]),
             (ADVERTISEMENT, "::", pod, tlla, [INVALID; 2]),
+            (ADVERTISEMENT, pod, "::", tlla, [INVALID; 2]),
+            (SOLICITATION, "::", "::", None, [INVALID; 2]),
             (ADVERTISEMENT, "fe80::1", pod, tlla, [SPOOFED; 2]),
             (ndp::ROUTER_SOLICITATION, "::", "::", None, [Ok(()); 2]),
             (ndp::ROUTER_SOLICITATION, "fe80::2", "::", slla, [Ok(()); 2]),

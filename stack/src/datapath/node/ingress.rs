@@ -266,6 +266,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
         let id = known.ok_or(DropReason::UnknownPeer)?;
         let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
         let destination = peer.address;
+        if destination.ip().is_unspecified() {
+            // It speaks IPv6 alone, over which there is no ARP.
+            return Err(DropReason::DestinationMacForeign);
+        }
         let answer = frame::write_arp(
             ArpOperation::Reply,
             (mac.get(), target_protocol_addr),

@@ -96,6 +96,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
             self.deliver_to_gateway(now, packet.as_slice());
             return Ok(Verdict::Consumed);
         }
+        if destination.is_unspecified() {
+            return Err(DropReason::DestinationNotUnicast);
+        }
         if guard::is_martian_v6(destination) {
             return self.route_to_group(now, origin, packet);
         }
@@ -191,6 +194,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
     ) -> Decision {
         let place = self.link_local_place(now, destination);
         let place = place.ok_or(DropReason::HostUnreachable)?;
+        if longest(packet) > usize::from(self.path_mtu_v6(ViaV6::Pods).get()) {
+            return Err(DropReason::FragmentationNeeded);
+        }
         self.deliver(ViaV6::Pods, place, packet)
     }
 
@@ -199,7 +205,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
         let is_inside = self
             .egress_v6
             .is_some_and(|network| network.contains(&source));
-        !is_inside && !source.is_unicast_link_local() && !guard::is_martian_v6(source)
+        let is_nobody = source.is_unspecified() || guard::is_martian_v6(source);
+        !is_inside && !source.is_unicast_link_local() && !is_nobody
     }
 
     /// Tells an observer that a packet was measured.

@@ -726,6 +726,22 @@ fn a_tunnelled_solicitation_for_the_base_is_answered() {
     assert_adds_up(&node);
 }
 
+/// What is of IPv4 has no way back to a peer of IPv6.
+#[test]
+fn arp_over_ipv6_is_not_answered() {
+    let mut node = dual(1);
+    let ask = frame::write_arp(
+        ArpOperation::Request,
+        (vtep(2).get(), pod(2, 0)),
+        (EthernetAddress::BROADCAST, pod(1, 0)),
+    );
+    let (verdict, _) = from_peer_v6(&mut node, 2, &vxlan(1, &ask));
+    assert_eq!(verdict, Verdict::Drop(DropReason::DestinationMacForeign));
+    let (verdict, _) = from_peer(&mut node, 2, &vxlan(1, &ask));
+    assert!(matches!(verdict, Verdict::Peer { id: PeerId(2), .. }));
+    assert_adds_up(&node);
+}
+
 #[test]
 fn an_unguarded_pod_is_solicited_and_packets_wait() {
     let mut node = dual(1);
@@ -909,6 +925,11 @@ fn packets_from_and_to_outside() {
     let from_egress =
         |node: &mut Node, packet: &[u8]| through(packet, |packet| node.from_egress(NOW, packet)).0;
     node.set_egress(Some(network));
+    // The pod says which one is its own.
+    let link_local: Ipv6Addr = "fe80::2".parse().unwrap();
+    let words = solicitation(pod_mac(1, 2), link_local, at(1, 1));
+    from_pod(&mut node, &words);
+    outputs(&mut node);
     let leaves = routed(&echo(at(1, 2), outside, 64, 0));
     assert_eq!(from_pod(&mut node, &leaves).0, Verdict::Egress);
     // Inside there is no way out.
@@ -922,6 +943,10 @@ fn packets_from_and_to_outside() {
     let ping = routed(&echo(at(1, 2), at(1, 1), 64, 0));
     assert_eq!(from_pod(&mut node, &ping).0, Verdict::Consumed);
     outputs(&mut node);
+    // A host takes this for itself.
+    let nobody = routed(&udp(at(1, 2), Ipv6Addr::UNSPECIFIED, 4));
+    let dropped = Verdict::Drop(DropReason::DestinationNotUnicast);
+    assert_eq!(from_pod(&mut node, &nobody).0, dropped);
     for (packet, expected) in [
         (udp(outside, at(1, 2), 9), Ok(POD_PORT)),
         (udp(at(1, 1), at(1, 2), 9), Ok(POD_PORT)),
@@ -936,11 +961,20 @@ fn packets_from_and_to_outside() {
             Err(DropReason::SourceAddressInvalid),
         ),
         (
+            udp(Ipv6Addr::UNSPECIFIED, at(1, 2), 9),
+            Err(DropReason::SourceAddressInvalid),
+        ),
+        (
             udp("::1".parse().unwrap(), at(1, 2), 9),
             Err(DropReason::SourceAddressInvalid),
         ),
         // The pod's own link takes more than the way to peers does.
         (udp(outside, at(1, 2), 1450 - 48), Ok(POD_PORT)),
+        (
+            udp(LINK_LOCAL, link_local, 1451 - 48),
+            Err(DropReason::FragmentationNeeded),
+        ),
+        (udp(LINK_LOCAL, link_local, 1450 - 48), Ok(POD_PORT)),
         (
             udp(outside, at(1, 2), 1451 - 48),
             Err(DropReason::FragmentationNeeded),
