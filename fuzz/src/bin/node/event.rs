@@ -1,9 +1,9 @@
 //! What happens to a node, as bytes: every field is read from the front, one byte each, so that a
 //! seed is written as it is read and small changes to the bytes are small changes to the events.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use muslin_encap::ip::checksum;
+use muslin_encap::ip::{checksum, v6};
 use muslin_encap::offload::virtio;
 
 use arbitrary::{Result, Unstructured};
@@ -50,7 +50,7 @@ pub enum Event {
     FromEgress {
         /// A virtio-net header for the packet.
         header: [u8; virtio::LEN],
-        /// The packet, which begins with its IPv4 header.
+        /// The packet, which begins with its IP header.
         bytes: Vec<u8>,
     },
     /// A port is attached.
@@ -96,6 +96,8 @@ pub fn mac(byte: u8) -> EthernetAddress {
         16 => [0xff; 6],
         17 => [0x01, 0x80, 0xc2, 0, 0, 0x0e],
         18 => [0x33, 0x33, 0, 0, 0, 1],
+        21 => [0x33, 0x33, 0xff, 0, 0, 3],
+        22 => [0x33, 0x33, 0, 0, 0, 0xfb],
         19 => [0x01, 0, 0x5e, 0, 0, 1],
         20 => [0; 6],
         _ => [2, 1, 1, 1, 1, byte],
@@ -131,6 +133,36 @@ pub fn address(byte: u8) -> Ipv4Addr {
     }
 }
 
+/// The IPv6 address that a byte stands for: the same.
+#[must_use]
+pub fn address_v6(byte: u8) -> Ipv6Addr {
+    let at = |subnet, host: u8| Ipv6Addr::new(0xfd00, 0, 0, subnet, 0, 0, 0, host.into());
+    match byte {
+        0..16 => at(1, byte),
+        16..32 => at(2, byte - 16),
+        32..48 => at(3, byte - 32),
+        // The gateway's, a pod's made of its MAC address, and any.
+        48 => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+        49 => Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0858, 0x0aff, 0xfef4, 0x0102),
+        50 => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 9),
+        51 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
+        52 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2),
+        53 => Ipv6Addr::LOCALHOST,
+        54 => Ipv6Addr::UNSPECIFIED,
+        55 => Ipv4Addr::new(10, 244, 1, 2).to_ipv6_mapped(),
+        56 => Ipv6Addr::new(0xfd00, 0, 0, 2, 0x8000, 0, 0, 1),
+        57 => Ipv6Addr::new(0xfd00, 0, 0, 9, 0, 0, 0, 1),
+        // Where solicitations for pod 3 are heard.
+        58 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 3),
+        59 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb),
+        60 => Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0, 1),
+        61 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 8),
+        // An IPv4-compatible address.
+        62 => Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0x0af4, 0x0102),
+        _ => at(1, byte),
+    }
+}
+
 /// The events that bytes stand for, until they end.
 #[derive(Debug)]
 pub struct Events<'a> {
@@ -162,7 +194,10 @@ impl<'a> Events<'a> {
             4 => {
                 let fields = self.fields()?;
                 let mut bytes = Vec::with_capacity(128);
-                ipv4(&mut bytes, fields, self.next_ident(1), self.mtu);
+                match fields[0] {
+                    128.. => ipv6(&mut bytes, fields, self.next_ident(1), self.mtu),
+                    _ => ipv4(&mut bytes, fields, self.next_ident(1), self.mtu),
+                }
                 let header = [0; virtio::LEN];
                 Event::FromEgress { header, bytes }
             }
@@ -178,7 +213,7 @@ impl<'a> Events<'a> {
             10 => Event::Detach(self.byte()? % 6),
             11 => Event::SetPeer {
                 id: self.byte()? % 6,
-                subnet: self.byte()? % 9,
+                subnet: self.byte()? % 13,
                 host: self.byte()? % 6,
                 vtep: self.byte()? % 4 != 3,
             },
@@ -221,7 +256,7 @@ impl<'a> Events<'a> {
             }
             6 => {
                 bytes.extend([0x86, 0xdd]);
-                ipv6(&mut bytes, fields);
+                ipv6(&mut bytes, fields, self.next_ident(1), self.mtu);
             }
             _ => {
                 bytes.extend(if fields[7] % 2 == 0 {
@@ -498,21 +533,87 @@ fn arp(frame: &mut Vec<u8>, fields: [u8; 8]) {
     frame.extend(address(tpa).octets());
 }
 
-/// IPv6: last byte of the source, next header, and a payload of the rest.
-fn ipv6(frame: &mut Vec<u8>, fields: [u8; 8]) {
-    let [source, next, payload @ ..] = fields;
-    let next = match next % 8 {
-        0 => 0,
-        1 => 43,
-        2 => 44,
-        3 => 60,
-        4 => 51,
-        5 => 58,
-        _ => next,
+/// IPv6: source, destination, hop limit, upper layer, extension headers, payload length, type or
+/// protocol, and an address that it is about. Some lengths are what just fits, a byte less, or one more.
+fn ipv6(frame: &mut Vec<u8>, fields: [u8; 8], ident: u16, mtu: usize) {
+    let [
+        source,
+        destination,
+        hop_limit,
+        protocol,
+        headers,
+        len,
+        kind,
+        about,
+    ] = fields;
+    let upper = match protocol % 4 {
+        0 => 58,
+        1 => 6,
+        2 => 17,
+        _ => kind,
     };
-    frame.extend([0x60, 0, 0, 0, 0, 24, next, 255]);
-    frame.extend(address(source).to_ipv6_mapped().octets());
-    frame.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    frame.extend(payload);
-    frame.extend([58, 0, 134, 0, 0, 0, 0, 0, 134, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let (first, chain) = extension_headers(headers, upper);
+    let message = match (upper, kind) {
+        (58, 133..=137) => discovery(kind, len, about),
+        _ => {
+            let room = mtu.saturating_sub(v6::HEADER_LEN + chain.len());
+            let payload = match usize::from(len) {
+                len @ 240.. => room - 20 * (len - 240 > 7) as usize + len % 3 - 1,
+                len => len * len / 8,
+            };
+            let mut message = vec![1; payload.min(MAX_PACKET - 200)];
+            if let Some(place) = message.first_mut() {
+                *place = kind;
+            }
+            message
+        }
+    };
+    let start = frame.len();
+    let len = (chain.len() + message.len()) as u16;
+    let [high, low] = ident.to_be_bytes();
+    let [len_high, len_low] = len.to_be_bytes();
+    frame.extend([0x60, 0, high, low, len_high, len_low, first, hop_limit]);
+    frame.extend(address_v6(source % 128).octets());
+    frame.extend(address_v6(destination % 128).octets());
+    frame.extend(&chain);
+    frame.extend(message);
+    if upper == 58 && usize::from(len) >= chain.len() + 4 {
+        v6::fill_icmp_checksum(&mut frame[start..], v6::HEADER_LEN + chain.len());
+    }
+}
+
+/// Extension headers in front of an upper layer, and the number of the first.
+fn extension_headers(choice: u8, upper: u8) -> (u8, Vec<u8>) {
+    let options = |next| [next, 0, 1, 4, 0, 0, 0, 0];
+    let fragment = |offset: u8| [upper, 0, 0, offset, 0, 0, 0, 7];
+    match choice % 16 {
+        1 => (0, options(upper).to_vec()),
+        2 => (60, options(upper).to_vec()),
+        3 => (43, options(upper).to_vec()),
+        4 => (44, fragment(1).to_vec()),
+        5 => (44, fragment(8).to_vec()),
+        6 => (44, fragment(0).to_vec()),
+        7 => (51, [upper, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1].to_vec()),
+        8 => (60, [options(44), fragment(1)].concat()),
+        9 => (
+            60,
+            [options(60).repeat(9), options(upper).to_vec()].concat(),
+        ),
+        10 => (60, [options(0), options(upper)].concat()),
+        11 => (60, [upper, 200, 1, 4].to_vec()),
+        _ => (upper, Vec::new()),
+    }
+}
+
+/// A message of neighbour discovery about an address, with an option if the length is odd.
+fn discovery(kind: u8, len: u8, about: u8) -> Vec<u8> {
+    let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+    if kind != 133 {
+        message.extend(address_v6(about % 128).octets());
+    }
+    if len % 2 == 1 {
+        message.extend([if kind == 136 { 2 } else { 1 }, 1]);
+        message.extend(mac(len >> 1).0);
+    }
+    message
 }

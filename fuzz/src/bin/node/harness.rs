@@ -11,6 +11,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::offload::virtio::{self, Checksum, Header};
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use muslin_stack::addresses::Nets;
 use muslin_stack::datapath::neighbour::State;
 use muslin_stack::datapath::node::{Limits, Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
@@ -20,13 +21,16 @@ use muslin_stack::datapath::work::{self, CALL, STORM_BURST, STORM_RATE, TURN};
 use muslin_stack::drops::DropReason;
 use muslin_stack::{Duration, Instant};
 
-use crate::event::{Event, GATEWAY_MAC, address, mac};
+use crate::event::{Event, GATEWAY_MAC, address, address_v6, mac};
 use crate::ledger::Ledger;
 use crate::packet::{
     self, Offload, SUBNET, check_sender, inner, ipv4, is_martian, is_own, is_own_arp,
 };
+use crate::v6;
 
 const VTEP: u8 = 15;
+/// That of IPv6.
+const VTEP_V6: u8 = 14;
 /// Packets of its own a node may hold.
 const OUTPUT_LEN: usize = 256;
 /// Ports and peers have identities below this.
@@ -35,7 +39,7 @@ const IDS: usize = 6;
 const WAITING_LEN: usize = 4;
 /// What is outside of it is for egress.
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
-/// The subnets of peers, as base and prefix length; there is one of IPv6 too.
+/// The subnets of peers, as base and prefix length; behind them are those of IPv6.
 const SUBNETS: [([u8; 4], u8); 8] = [
     ([10, 244, 2, 0], 24),
     ([10, 244, 3, 0], 24),
@@ -49,7 +53,7 @@ const SUBNETS: [([u8; 4], u8); 8] = [
 
 /// Where a packet came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum From {
+pub enum From {
     Port(PortId),
     Underlay(IpAddr),
     Egress,
@@ -57,24 +61,24 @@ enum From {
 
 /// A frame or the payload of a datagram on its way in.
 #[derive(Debug, Clone, Copy)]
-struct Incoming<'a> {
-    bytes: &'a [u8],
-    header: Header,
+pub struct Incoming<'a> {
+    pub bytes: &'a [u8],
+    pub header: Header,
     /// How many of the bytes are not with the others.
-    tail: usize,
+    pub tail: usize,
 }
 
 /// What became of it.
 #[derive(Debug)]
-struct Outgoing {
-    verdict: Verdict,
-    bytes: Vec<u8>,
+pub struct Outgoing {
+    pub verdict: Verdict,
+    pub bytes: Vec<u8>,
     header: Header,
     tail: usize,
 }
 
 #[derive(Debug)]
-struct Port {
+pub struct Port {
     attachment: Attachment,
     received: u64,
     sent: u64,
@@ -101,7 +105,9 @@ struct Books {
 pub struct Harness {
     node: Node,
     vxlan: bool,
-    check_peers: bool,
+    /// Whether it has IPv6, too.
+    dual: bool,
+    pub check_peers: bool,
     has_egress: bool,
     mtu: usize,
     limits: Limits,
@@ -109,6 +115,7 @@ pub struct Harness {
     ports: [Option<Port>; IDS],
     peers: [Option<Peer>; IDS],
     ledger: Ledger,
+    pub ledger_v6: v6::Ledger,
     /// Whether a pod sent something since the output was last polled to its end.
     pods_sent: bool,
     /// Whether an IP packet came since then.
@@ -117,6 +124,8 @@ pub struct Harness {
     peers_changed: bool,
     /// Whether the gateway's services sent something since then.
     gateway_sent: bool,
+    /// Whether something of theirs ever waited for a neighbour.
+    gateway_waits: bool,
     books: Books,
     /// Whether two ports ever had the same pod. No control plane does that, and the addresses go
     /// with whichever leaves.
@@ -186,11 +195,13 @@ fn finish(frame: &[u8], header: Header) -> Vec<u8> {
 
 impl Harness {
     /// Every run begins with pods 2 and 3, guarded, at ports 0 and 1, pod 4 at port 2, guarded if
-    /// the first byte says so, and peers 0 and 1. Another bit of it says whether there is egress.
+    /// the first byte says so, and peers 0 and 1. Other bits of it say whether there is egress, and
+    /// whether there is IPv6, which not every MTU has room for; then peer 4 is one of that.
     pub fn new(choices: u8) -> Self {
         let vxlan = choices & 1 == 0;
         let check_peers = choices & 2 == 0;
         let mtu = [1450, 68, 576, 65_535][usize::from(choices >> 2 & 3)];
+        let dual = choices & 128 != 0 && vxlan && mtu > 1280;
         let entries = if choices & 16 != 0 { 2 } else { 6 };
         let mut limits = Limits::default();
         (limits.fdb, limits.neighbours) = (entries, entries);
@@ -198,19 +209,24 @@ impl Harness {
             Tunnel::Vxlan {
                 vni: Vni::new(1).expect("it is small"),
                 mac: vtep(VTEP),
-                mac_v6: None,
+                mac_v6: dual.then(|| vtep(VTEP_V6)),
             }
         } else {
             Tunnel::Udp
         };
         let inner = Mtu::new(mtu).expect("it is in range");
-        let mut config = NodeConfig::new(SUBNET, GATEWAY_MAC, tunnel, inner, 7);
+        let nets = Nets::with_ipv4(SUBNET, dual.then_some(v6::SUBNET));
+        let mut config = NodeConfig::new(nets, GATEWAY_MAC, tunnel, inner, 7);
+        if dual {
+            config.mtu_v6 = Mtu::new(mtu - 20).expect("it is in range");
+        }
         config.guard.peers = check_peers;
         config.limits = limits;
         let now = Instant::ZERO;
         let mut harness = Self {
             node: Node::new(config, now).expect("the subnet has room"),
             vxlan,
+            dual,
             check_peers,
             has_egress: choices & 64 != 0,
             mtu: mtu as usize,
@@ -219,16 +235,19 @@ impl Harness {
             ports: Default::default(),
             peers: Default::default(),
             ledger: Ledger::default(),
+            ledger_v6: v6::Ledger::default(),
             pods_sent: false,
             packets_came: false,
             peers_changed: false,
             gateway_sent: false,
+            gateway_waits: false,
             books: Books::default(),
             shared: false,
             storage: vec![0; HEADROOM + 2000],
         };
         if harness.has_egress {
-            harness.node.set_egress(Some(NETWORK.into()));
+            let nets = Nets::with_ipv4(NETWORK, dual.then_some(v6::NETWORK));
+            harness.node.set_egress(Some(nets));
         }
         for port in 0..3 {
             harness.apply(Event::Attach {
@@ -245,7 +264,72 @@ impl Harness {
                 vtep: true,
             });
         }
+        if dual {
+            harness.apply(Event::SetPeer {
+                id: 4,
+                subnet: 8,
+                host: 0,
+                vtep: true,
+            });
+        }
         harness
+    }
+
+    /// The MTU of the way to peers in IPv6.
+    pub fn mtu_v6(&self) -> usize {
+        self.mtu - 20
+    }
+
+    pub fn has_egress(&self) -> bool {
+        self.has_egress
+    }
+
+    pub fn pods_sent(&self) -> bool {
+        self.pods_sent
+    }
+
+    /// Whether just one pod has an address.
+    pub fn is_attached(&self, address: IpAddr) -> bool {
+        let mut ports = self.attached();
+        let attached = ports.any(|(_, port)| port.attachment.addresses.contains(&address));
+        attached && !self.shared
+    }
+
+    /// Gives the node a packet of egress.
+    pub fn take_from_egress(&mut self, bytes: &[u8], header: Header) -> Outgoing {
+        let incoming = Incoming {
+            bytes,
+            header,
+            tail: 0,
+        };
+        let out = self.through(incoming, |node, now, packet| node.from_egress(now, packet));
+        self.books.originated += 1;
+        self.count(out.verdict);
+        out
+    }
+
+    /// Egress has sent something, maybe for the gateway.
+    pub fn note_gateway(&mut self, is_gateways: bool) {
+        self.packets_came = true;
+        self.pods_sent |= is_gateways;
+        self.gateway_sent |= is_gateways;
+    }
+
+    /// The frame that goes to a peer of IPv6, after a look at what is around it.
+    pub fn check_tunnel_v6<'a>(
+        &self,
+        id: PeerId,
+        destination: SocketAddr,
+        out: &'a [u8],
+    ) -> Option<&'a [u8]> {
+        let peer = self.peer(id);
+        assert!(destination == peer.address || self.peers_changed);
+        assert!(destination.is_ipv6(), "inner IPv6 goes over IPv4");
+        assert_eq!(out[..8], [8, 0, 0, 0, 0, 0, 1, 0]);
+        let frame = &out[8..];
+        let theirs = peer.vtep_mac.map(|mac| mac.get().0);
+        assert!(theirs.is_some_and(|mac| frame[..6] == mac) || self.peers_changed);
+        (frame[6..12] == vtep(VTEP_V6).get().0).then_some(frame)
     }
 
     /// The node's MTU.
@@ -299,7 +383,11 @@ impl Harness {
                 vtep: has_vtep,
             } => {
                 let subnet = self::subnet(subnet);
-                let mut peer = Peer::new(PeerId(id.into()), subnet, underlay(host).into());
+                let address = match subnet {
+                    IpNet::V4(_) => underlay(host).into(),
+                    IpNet::V6(_) => SocketAddr::new(v6::underlay(host), 8472),
+                };
+                let mut peer = Peer::new(PeerId(id.into()), subnet, address);
                 peer.vtep_mac = has_vtep.then(|| vtep(8 + id));
                 // Nodes of both kinds are in one network.
                 if id % 2 == 1 {
@@ -328,7 +416,10 @@ impl Harness {
         if pod < 2 {
             return;
         }
-        let addresses = vec![address(pod).into(), address(pod).to_ipv6_mapped().into()];
+        let mut addresses = vec![address(pod).into()];
+        if self.dual {
+            addresses.push(address_v6(pod).into());
+        }
         let mut attachment = Attachment::new(mac(pod), addresses);
         attachment.guarded = guarded;
         self.node.attach(port, attachment.clone());
@@ -353,11 +444,11 @@ impl Harness {
             .filter_map(|(id, port)| Some((id, port.as_ref()?)))
     }
 
-    fn port(&self, id: PortId) -> Option<&Port> {
+    pub fn port(&self, id: PortId) -> Option<&Port> {
         self.ports[id.0 as usize].as_ref()
     }
 
-    fn peers(&self) -> impl Iterator<Item = &Peer> {
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.peers.iter().flatten()
     }
 
@@ -462,6 +553,10 @@ impl Harness {
         if let Some(packet) = inner(bytes) {
             self.come(packet, header, false);
         }
+        if let Some(packet) = v6::inner(bytes) {
+            self.come_v6(packet, header, false);
+            self.packets_came = true;
+        }
         let incoming = Incoming {
             bytes,
             header,
@@ -481,6 +576,9 @@ impl Harness {
             return;
         }
         self.check_not_lost(port, incoming, out.verdict);
+        if self.dual && header == Header::default() {
+            self.check_not_lost_v6(attachment, bytes, out.verdict);
+        }
         if matches!(out.verdict, Verdict::Drop(_)) {
             return;
         }
@@ -554,6 +652,9 @@ impl Harness {
     /// Takes a packet from egress, which has only what is for pods of this node, or from the
     /// gateway.
     fn packet_of_egress(&mut self, bytes: &[u8], header: Header) {
+        if v6::is_packet(bytes) {
+            return self.packet_of_egress_v6(bytes, header);
+        }
         let (Some(source), Some(destination)) = (bytes.get(12..16), bytes.get(16..20)) else {
             return;
         };
@@ -585,6 +686,7 @@ impl Harness {
         }
         self.pods_sent |= is_own(source);
         self.gateway_sent |= is_own(source);
+        self.gateway_waits |= is_own(source) && out.verdict == Verdict::Consumed;
         let route = self.route(destination);
         if let (Ok(total), Some(offload)) = (v4::check(bytes), self.offload(incoming, 0)) {
             let fits = total.min(offload.longest) <= self.mtu;
@@ -639,6 +741,9 @@ impl Harness {
     fn check_egress(&self, incoming: Incoming<'_>, network: usize, out: &Outgoing) {
         assert!(self.has_egress, "there is no egress");
         let packet = &incoming.bytes[network..];
+        if v6::is_packet(packet) {
+            return self.check_egress_v6(incoming, network, out);
+        }
         let total = v4::check(packet).expect("only whole packets are for egress");
         let here = total.min(packet.len() - incoming.tail);
         assert_eq!(out.bytes, packet[..here], "egress has what the pod sent");
@@ -660,10 +765,15 @@ impl Harness {
         if let Some(packet) = inner(&out.bytes) {
             self.ledger.leave(packet, 0);
         }
+        self.leave_switched_v6(&out.bytes);
     }
 
     fn datagram(&mut self, host: u8, frame: &[u8], header: Header, tail: usize) {
         let mut source = SocketAddr::V4(underlay(host));
+        // One host sends each IP version over the other.
+        if self.dual && v6::is_frame(frame) != (host == 5) {
+            source = SocketAddr::new(v6::underlay(host), 8472);
+        }
         // The last one is another process of the first host.
         let is_foreign = host == 4;
         if is_foreign {
@@ -676,8 +786,15 @@ impl Harness {
             let bytes = frame.get(14..).unwrap_or_default().to_vec();
             (bytes, 0, header.moved(14, 0))
         };
-        if let Some(packet) = bytes.get(network..) {
-            self.come(packet, header, false);
+        match bytes.get(network..) {
+            Some(packet) if v6::is_frame(frame) => {
+                if v6::is_packet(packet) {
+                    self.come_v6(packet, header, false);
+                }
+                self.packets_came = true;
+            }
+            Some(packet) => self.come(packet, header, false),
+            None => {}
         }
         let incoming = Incoming {
             bytes: &bytes,
@@ -696,14 +813,18 @@ impl Harness {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::TunnelPort));
         }
         match out.verdict {
-            // Only ARP for the gateway is answered straight away.
+            // Only ARP and solicitations for the gateway are answered straight away.
             Verdict::Peer {
                 id, destination, ..
             } => {
                 let out = &out.bytes;
-                assert!(self.vxlan && frame[12..14] == [8, 6]);
                 assert_eq!(self.peer(id).address.ip(), source.ip());
                 assert_eq!(destination, self.peer(id).address);
+                if v6::is_frame(frame) {
+                    assert!(v6::is_answer(&out[8..]), "not for the gateway");
+                    return;
+                }
+                assert!(self.vxlan && frame[12..14] == [8, 6]);
                 assert_eq!(out.len(), 8 + 42);
                 assert_eq!(out[8 + 20..8 + 22], [0, 2]);
                 assert!(is_own(ipv4(&out[8 + 28..])));
@@ -712,8 +833,11 @@ impl Harness {
                 self.check_routed(From::Underlay(source.ip()), incoming, network, &out);
             }
             Verdict::Egress => {
-                let destination = bytes.get(network + 16..).map(ipv4);
-                assert!(destination.is_some_and(is_own), "tunnel to egress");
+                let is_gateways = match bytes.get(network..) {
+                    Some(packet) if v6::is_packet(packet) => v6::is_own(v6::ends(packet).1),
+                    packet => packet.is_some_and(|packet| is_own(ipv4(&packet[16..]))),
+                };
+                assert!(is_gateways, "tunnel to egress");
                 self.check_egress(incoming, network, &out);
             }
             Verdict::Flood { .. } | Verdict::Uplink { .. } | Verdict::Host => {
@@ -726,6 +850,9 @@ impl Harness {
     /// Checks a packet that went through the router straight away; its IP header was at `network`.
     fn check_routed(&mut self, from: From, incoming: Incoming<'_>, network: usize, out: &Outgoing) {
         let packet = &incoming.bytes[network..];
+        if v6::is_packet(packet) {
+            return self.check_routed_v6(from, incoming, network, out);
+        }
         let total = v4::check(packet).expect("only whole packets are routed");
         let packet = &packet[..total.min(packet.len() - incoming.tail)];
         let (source, destination) = (ipv4(&packet[12..]), ipv4(&packet[16..]));
@@ -983,6 +1110,10 @@ impl Harness {
 
     /// Checks a packet of the output; where it goes if it is a pod's.
     fn check_output(&mut self, verdict: Verdict, out: &[u8]) -> Option<Ipv4Addr> {
+        if is_of_v6(verdict, out) {
+            self.check_output_v6(verdict, out);
+            return None;
+        }
         match verdict {
             Verdict::Port(port) if is_own_arp(out) => {
                 assert!(self.port(port).is_some(), "{port} is not attached");
@@ -1002,7 +1133,8 @@ impl Harness {
                     let tcp = packet.get(usize::from(packet[0] & 0x0f) * 4 + 13);
                     let is_reset = packet[9] == 6 && tcp.is_some_and(|flags| flags & 4 != 0);
                     let is_own = packet[9] == 1 || is_reset;
-                    assert!(is_own || self.gateway_sent, "the gateway has no service");
+                    let has_sent = self.gateway_sent || self.gateway_waits;
+                    assert!(is_own || has_sent, "the gateway has no service");
                     return None;
                 }
                 let to_peer = matches!(verdict, Verdict::Peer { .. });
@@ -1049,9 +1181,13 @@ impl Harness {
     /// Checks that routes are those of the peers.
     fn change_peers(&mut self) {
         self.peers_changed = true;
-        let own = |net: &IpNet| matches!(net, IpNet::V4(net) if SUBNET.contains(net));
+        let dual = self.dual;
+        let own = |net: &IpNet| match net {
+            IpNet::V4(net) => SUBNET.contains(net),
+            IpNet::V6(net) => dual && v6::SUBNET.contains(net),
+        };
         let subnets = || self.peers().map(|peer| peer.subnet.trunc());
-        let mut distinct = 1;
+        let mut distinct = 1 + usize::from(dual);
         for (at, subnet) in subnets().enumerate() {
             let again = subnets().take(at).any(|other| other == subnet);
             distinct += usize::from(!again && !own(&subnet));
@@ -1060,10 +1196,20 @@ impl Harness {
         for (prefix, _) in self.node.routes() {
             routes += 1;
             let of_peer = subnets().any(|subnet| subnet == prefix) && !own(&prefix);
-            assert!(of_peer || prefix == IpNet::V4(SUBNET));
+            let is_own = prefix == IpNet::V4(SUBNET) || prefix == IpNet::V6(v6::SUBNET);
+            assert!(of_peer || is_own);
         }
         assert_eq!(routes, distinct);
         assert_eq!(self.node.peers().count(), self.peers().count());
+    }
+}
+
+/// Whether output is of IPv6.
+fn is_of_v6(verdict: Verdict, out: &[u8]) -> bool {
+    match verdict {
+        Verdict::Peer { destination, .. } => destination.is_ipv6(),
+        Verdict::Port(_) | Verdict::Flood { .. } => v6::is_frame(out),
+        _ => false,
     }
 }
 
@@ -1077,7 +1223,7 @@ enum Route {
 fn subnet(index: u8) -> IpNet {
     match SUBNETS.get(usize::from(index)) {
         Some((base, len)) => Ipv4Net::new_assert((*base).into(), *len).into(),
-        None => "fd00:2::/64".parse().expect("it is a subnet"),
+        None => v6::subnet(usize::from(index) - SUBNETS.len()),
     }
 }
 

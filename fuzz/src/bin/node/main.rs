@@ -8,6 +8,7 @@ mod harness;
 mod ledger;
 mod packet;
 mod seeds;
+mod v6;
 
 use event::{Event, Events};
 use harness::Harness;
@@ -27,6 +28,15 @@ muslin_fuzz::target! {
         // To an address that nobody has, and ARP from pod 4 to all about it.
         &[0, 0, 0, 2, 0, 2, 9, 64, 2, 0, 20, 0, 0, 0],
         &[0, 2, 16, 4, 4, 2, 4, 9, 4, 9, 0, 0, 0, 0],
+        // In IPv6: pod 2 to the gateway, to a pod of peer 4, to pod 3, and that peer to pod 2; who has pod
+        // 3's address, and that pod 2 has its own.
+        &[0, 0, 0, 2, 6, 2, 1, 64, 0, 0, 20, 128, 0, 0],
+        &[0, 0, 0, 2, 6, 2, 18, 64, 1, 0, 20, 0, 0, 0],
+        &[0, 0, 3, 2, 6, 2, 3, 64, 1, 0, 20, 0, 0, 0],
+        &[5, 0, 14, 12, 6, 18, 2, 64, 1, 0, 20, 0, 0, 0],
+        &[0, 0, 21, 2, 6, 2, 58, 255, 0, 0, 5, 135, 3, 0],
+        &[0, 0, 18, 2, 6, 2, 51, 255, 0, 0, 5, 136, 2, 0],
+        &[11, 2, 8, 0, 0],
         // Superpackets to a peer and from it.
         &[15, 0, 0, 2, 2, 18, 64, 0, 125, 155, 99, 0, 0],
         &[15, 6, 15, 8, 18, 2, 64, 0, 125, 155, 99, 0],

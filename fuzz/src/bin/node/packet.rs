@@ -8,6 +8,7 @@ use muslin_encap::offload::virtio::{Checksum, GsoKind, Header};
 use muslin_stack::datapath::port::Attachment;
 
 use crate::event::GATEWAY_MAC;
+use crate::v6;
 
 /// The node's lease.
 pub const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
@@ -68,7 +69,10 @@ pub fn check_sender(bytes: &[u8], attachment: &Attachment) {
             );
             assert!(!attachment.guarded || bytes[14 + 8..14 + 14] == attachment.mac.0);
         }
-        [0x86, 0xdd] => check_ipv6(&bytes[14..]),
+        [0x86, 0xdd] => {
+            v6::check_sender(bytes, attachment);
+            check_ipv6(&bytes[14..]);
+        }
         [0x08, 0x00] | [0x08, 0x06] => {}
         kind => assert!(!attachment.guarded, "a frame of type {kind:02x?}"),
     }

@@ -327,6 +327,219 @@ fn through_egress() -> Vec<Seed> {
         ("superpacket-from-egress", superpacket(32 | 128, 175, 45)),
         ("superpacket-from-egress-longest", superpacket(33, 254, 255)),
     ]
+    .into_iter()
+    .chain(seeds_v6())
+    .collect()
+}
+
+/// What a node with both IP versions meets.
+fn seeds_v6() -> Vec<Seed> {
+    let (dual, egress, no_peer_guard, small, unguarded) = (128, 64, 2, 16, 32);
+    let run = |first: u8, events: &[Vec<u8>]| [&[first][..], &events.concat()].concat();
+    let [group, solicited, bridge] = [18, 21, 4];
+    let (icmp, tcp, udp, other) = (0, 1, 2, 3);
+    let [echo, ask, say, advertise, redirect] = [128, 135, 136, 134, 137];
+    let pod = |fields| frame(0, GATEWAY, 2, IPV6, fields);
+    let peer = |host, fields: [u8; 8]| {
+        // The VTEPs of IPv6: this node's, and that of the peer with identity 4.
+        [&[5, host, 14, 12, IPV6][..], &fields, &[0]].concat()
+    };
+    let from_egress = |fields: [u8; 8]| [&[4][..], &fields].concat();
+    let chains = (1..12).map(|headers| pod([2, 18, 64, tcp, headers, 20, 0, 0]));
+    let claims = [3, 0, 1, 48, 2, 49, 50]
+        .map(|about| frame(0, group, 2, IPV6, [2, 51, 255, icmp, 0, 5, say, about]));
+    let sources = [3, 0, 1, 48, 49, 50, 51, 53, 54, 55, 61, 62];
+    let sources_of = |port: u8, mac| {
+        let each = sources.iter();
+        each.map(|source| {
+            frame(
+                port,
+                GATEWAY,
+                mac,
+                IPV6,
+                [*source, 18, 64, tcp, 0, 20, 0, 0],
+            )
+        })
+        .collect::<Vec<_>>()
+    };
+    let peers_sources = sources.map(|source| peer(0, [source, 2, 64, tcp, 0, 20, 0, 0]));
+    let fitting = [240, 241, 242, 249, 250, 251];
+    let long = fitting.map(|len| pod([2, 18, 64, tcp, 0, len, 0, 0]));
+    let long_here = fitting.map(|len| from_egress([128 | 61, 2, 64, tcp, 0, len, 0, 0]));
+    let scan = [5, 6, 7, 8, 9].map(|host| pod([2, host, 64, udp, 0, 20, 0, 0]));
+    vec![
+        (
+            "v6-to-peer",
+            run(dual, &[pod([2, 18, 64, tcp, 0, 20, 0, 0])]),
+        ),
+        (
+            "v6-to-pod",
+            run(dual, &[peer(0, [18, 2, 64, tcp, 0, 20, 0, 0])]),
+        ),
+        (
+            "v6-to-neighbour",
+            run(dual, &[pod([2, 3, 64, tcp, 0, 20, 0, 0])]),
+        ),
+        (
+            "v6-gateway",
+            run(
+                dual,
+                &[
+                    pod([2, 1, 64, icmp, 0, 20, echo, 0]),
+                    pod([50, 48, 64, icmp, 0, 20, echo, 0]),
+                    peer(0, [16, 0, 9, icmp, 0, 20, echo, 0]),
+                ],
+            ),
+        ),
+        (
+            "v6-asks",
+            run(
+                dual,
+                &[
+                    frame(0, solicited, 2, IPV6, [2, 58, 255, icmp, 0, 5, ask, 3]),
+                    frame(0, solicited, 2, IPV6, [2, 58, 255, icmp, 0, 5, ask, 1]),
+                    frame(0, solicited, 2, IPV6, [54, 58, 255, icmp, 0, 4, ask, 2]),
+                    frame(0, group, 2, IPV6, [2, 52, 255, icmp, 0, 5, 133, 0]),
+                ],
+            ),
+        ),
+        ("v6-claims", run(dual, &claims)),
+        (
+            "v6-routers",
+            run(
+                dual | unguarded,
+                &[
+                    frame(0, group, 2, IPV6, [50, 51, 255, icmp, 0, 5, advertise, 2]),
+                    frame(0, group, 2, IPV6, [50, 51, 255, icmp, 2, 5, advertise, 2]),
+                    frame(
+                        2,
+                        group,
+                        bridge,
+                        IPV6,
+                        [50, 51, 255, icmp, 4, 5, advertise, 2],
+                    ),
+                    frame(2, 3, bridge, IPV6, [50, 3, 255, icmp, 0, 5, redirect, 2]),
+                ],
+            ),
+        ),
+        ("v6-chains", run(dual, &chains.collect::<Vec<_>>())),
+        ("v6-sources", run(dual, &sources_of(0, 2))),
+        (
+            "v6-sources-unguarded",
+            run(dual | unguarded, &sources_of(2, bridge)),
+        ),
+        ("v6-peers-sources", run(dual, &peers_sources)),
+        (
+            "v6-peers-sources-unguarded",
+            run(dual | no_peer_guard, &peers_sources),
+        ),
+        (
+            "v6-over-ipv4",
+            run(
+                dual,
+                &[
+                    peer(5, [18, 2, 64, tcp, 0, 20, 0, 0]),
+                    [
+                        &[5, 5, 15, 8, IPV4][..],
+                        &[18, 2, 64, UDP, 0, 20, 0, 0],
+                        &[0],
+                    ]
+                    .concat(),
+                ],
+            ),
+        ),
+        (
+            "v6-tunnel-to-tunnel",
+            run(
+                dual,
+                &[
+                    vec![11, 5, 9, 1, 0],
+                    peer(0, [18, 34, 64, tcp, 0, 20, 0, 0]),
+                    peer(0, [34, 2, 64, tcp, 0, 20, 0, 0]),
+                    peer(1, [34, 2, 64, tcp, 0, 20, 0, 0]),
+                ],
+            ),
+        ),
+        (
+            "v6-leases-within",
+            run(
+                dual,
+                &[
+                    vec![11, 5, 10, 1, 0],
+                    pod([2, 56, 64, tcp, 0, 20, 0, 0]),
+                    peer(0, [56, 2, 64, tcp, 0, 20, 0, 0]),
+                    peer(1, [56, 2, 64, tcp, 0, 20, 0, 0]),
+                    vec![12, 5],
+                ],
+            ),
+        ),
+        ("v6-long", run(dual, &long)),
+        ("v6-long-from-outside", run(dual | egress, &long_here)),
+        (
+            "v6-hops-end",
+            run(
+                dual,
+                &[
+                    pod([2, 18, 1, tcp, 0, 20, 0, 0]),
+                    pod([2, 18, 0, tcp, 0, 20, 0, 0]),
+                    peer(0, [18, 2, 1, tcp, 0, 20, 0, 0]),
+                ],
+            ),
+        ),
+        (
+            "v6-outside",
+            run(
+                dual | egress,
+                &[
+                    pod([2, 61, 64, udp, 0, 20, 0, 0]),
+                    pod([2, 57, 64, udp, 0, 20, 0, 0]),
+                    pod([2, 1, 64, udp, 0, 20, 0, 0]),
+                    from_egress([128 | 61, 2, 64, udp, 0, 20, 0, 0]),
+                    from_egress([128 | 18, 2, 64, udp, 0, 20, 0, 0]),
+                    from_egress([128 | 1, 18, 64, udp, 0, 20, 0, 0]),
+                    from_egress([128 | 61, 18, 64, udp, 0, 20, 0, 0]),
+                ],
+            ),
+        ),
+        (
+            "v6-link-local",
+            run(
+                dual,
+                &[
+                    pod([50, 18, 64, tcp, 0, 20, 0, 0]),
+                    pod([2, 50, 64, tcp, 0, 20, 0, 0]),
+                    frame(0, group, 2, IPV6, [50, 51, 255, icmp, 0, 5, say, 50]),
+                    frame(1, group, 3, IPV6, [50, 51, 255, icmp, 0, 5, say, 50]),
+                    peer(0, [50, 2, 64, tcp, 0, 20, 0, 0]),
+                    peer(0, [18, 50, 64, tcp, 0, 20, 0, 0]),
+                ],
+            ),
+        ),
+        (
+            "v6-unknown",
+            run(
+                dual | unguarded | small,
+                &[
+                    &scan[..],
+                    &[frame(
+                        2,
+                        group,
+                        bridge,
+                        IPV6,
+                        [9, 51, 255, icmp, 0, 9, say, 9],
+                    )],
+                ]
+                .concat(),
+            ),
+        ),
+        (
+            "v6-groups",
+            run(
+                dual,
+                &[59, 51, 52, 60].map(|to| frame(0, 22, 2, IPV6, [2, to, 1, other, 0, 20, 17, 0])),
+            ),
+        ),
+    ]
 }
 
 /// A frame from pod 2 with a virtio-net header: destination, choices, segment size in units of
