@@ -579,7 +579,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.ledger.enters(source, packet);
         let verdict = self
             .ingress_underlay(now, sender, packet)
-            .unwrap_or_else(Verdict::Drop);
+            .unwrap_or_else(|reason| self.refuse_or_copy(now, reason, packet));
         self.count(source, verdict, packet)
     }
 

@@ -13,7 +13,7 @@ use muslin_encap::offload::virtio::Header;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
-use super::router::{Decision, Origin};
+use super::router::Decision;
 use super::{NextHop, Node, Queued};
 use crate::bucket::TokenBucket;
 use crate::datapath::filter::{Direction, Filter};
@@ -640,20 +640,20 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
     }
 
-    /// Takes a packet for no single host that came by the router's ways: of those of peers, which have been
-    /// checked to be from their subnets, what is for a group.
+    /// What becomes of a peer's packet that the router refuses. Its source has been checked by then: one for
+    /// no single host is copied to the members of its group. Asked here, it costs others nothing.
     #[cold]
-    pub(super) fn route_to_group(
+    pub(super) fn refuse_or_copy(
         &mut self,
         now: Instant,
-        origin: Origin,
+        reason: DropReason,
         packet: &mut PacketBuf<'_>,
-    ) -> Decision {
-        let is_from_peer = matches!(origin, Origin::Peer(_));
-        if self.groups.is_none() || !is_from_peer {
-            return Err(DropReason::DestinationNotUnicast);
+    ) -> Verdict {
+        if reason != DropReason::DestinationNotUnicast || self.groups.is_none() {
+            return Verdict::Drop(reason);
         }
-        self.deliver_to_members(now, packet)
+        let copied = self.deliver_to_members(now, packet);
+        copied.unwrap_or_else(Verdict::Drop)
     }
 
     /// Copies a peer's packet to members of its group.

@@ -174,7 +174,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Ok(Verdict::Consumed);
         }
         if guard::is_martian(destination) || destination == home.broadcast {
-            return self.route_to_group(now, origin, packet);
+            return Err(DropReason::DestinationNotUnicast);
         }
         let next = self.routes.lookup(destination.into()).copied();
         self.step_route(destination.into());

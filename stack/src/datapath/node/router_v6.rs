@@ -100,7 +100,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Err(DropReason::DestinationNotUnicast);
         }
         if guard::is_martian_v6(destination) {
-            return self.route_to_group(now, origin, packet);
+            return Err(DropReason::DestinationNotUnicast);
         }
         if leaves_link(source) {
             self.send_icmp_error(now, IcmpError::BeyondScope, packet.as_slice());
