@@ -159,7 +159,7 @@ fn exchanged(bytes: &[u8]) {
             }
         }
         Err(_) => {
-            let ask = exchange::Ask::Live(live::Call::Seen { id: 1 });
+            let ask = exchange::Ask::Live(live::Call::Seen { id: 1, from: 0 });
             let (asked, _) = exchange::write_question(&Known, ends, id, &ask).expect("it is short");
             let mut answering = exchange::Answering::new(asked);
             let Ok(Some(told)) = answering.take(&Known, ends.answerer, &message) else {
