@@ -12,6 +12,8 @@ use crate::datapath::gateway::LINK_LOCAL;
 use crate::datapath::icmp::IcmpError;
 use crate::datapath::ndp::{self, Flags, Message};
 
+mod attacks;
+
 const IPV6: u16 = 0x86dd;
 /// The peer of IPv6 has another number than that of IPv4.
 const V6: u32 = 10;
