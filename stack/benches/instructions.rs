@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use muslin_bed::scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
+use muslin_bed::scenes_v6::SceneV6;
 use muslin_stack::datapath::route::RouteTable;
 use muslin_stack::datapath::tunnel::Tunnel;
 
@@ -46,6 +47,16 @@ fn forward(mut scene: Scene) -> Scene {
     scene
 }
 
+#[library_benchmark]
+#[bench::to_peer(SceneV6::new(PEERS, Way::ToPeer))]
+#[bench::from_peer(SceneV6::new(PEERS, Way::FromPeer))]
+fn forward_v6(mut scene: SceneV6) -> SceneV6 {
+    for _ in 0..1_000 {
+        black_box(scene.run());
+    }
+    scene
+}
+
 fn routes(count: u32) -> RouteTable<u32> {
     let mut table = RouteTable::default();
     for index in 0..count {
@@ -67,6 +78,9 @@ fn look_up(count: u32, table: RouteTable<u32>) -> RouteTable<u32> {
     table
 }
 
-library_benchmark_group!(name = packets, benchmarks = [prepare, forward, look_up]);
+library_benchmark_group!(
+    name = packets,
+    benchmarks = [prepare, forward, forward_v6, look_up]
+);
 
 main!(library_benchmark_groups = packets);

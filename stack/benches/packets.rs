@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use muslin_bed::rounds::{self, Case, Figure, Turns};
 use muslin_bed::scenes::{Batches, Random, Scene, Way, subnet, vxlan_tunnel};
+use muslin_bed::scenes_v6::SceneV6;
 use muslin_encap::tunnel::Format;
 use muslin_stack::datapath::capture::{Batch, Captures, Hook, Wanted};
 use muslin_stack::datapath::route::RouteTable;
@@ -32,6 +33,14 @@ fn preparing(peers: u32) -> Case<'static> {
 
 fn forwarding(name: &str, tunnel: Tunnel, peers: u32, way: Way) -> Case<'static> {
     let mut scene = Scene::new(tunnel, peers, way);
+    let call = move || {
+        black_box(scene.run());
+    };
+    (format!("{name}, {peers} peers"), Box::new(call))
+}
+
+fn forwarding_v6(name: &str, peers: u32, way: Way) -> Case<'static> {
+    let mut scene = SceneV6::new(peers, way);
     let call = move || {
         black_box(scene.run());
     };
@@ -112,6 +121,16 @@ fn main() {
         cases.push(forwarding(
             "peer to pod, VXLAN",
             vxlan,
+            peers,
+            Way::FromPeer,
+        ));
+        cases.push(forwarding_v6(
+            "pod to peer, VXLAN, IPv6",
+            peers,
+            Way::ToPeer,
+        ));
+        cases.push(forwarding_v6(
+            "peer to pod, VXLAN, IPv6",
             peers,
             Way::FromPeer,
         ));

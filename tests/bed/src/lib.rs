@@ -6,3 +6,5 @@ pub mod reference;
 pub mod rounds;
 #[cfg(feature = "scenes")]
 pub mod scenes;
+#[cfg(feature = "scenes")]
+pub mod scenes_v6;
