@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Stdio;
 
 use muslin::store::EtcdOptions;
+use muslin_lab::cni::{Key, Network, Runtime};
 use muslin_lab::etcd::{Etcd, PREFIX};
 use muslin_lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
 use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
@@ -260,6 +261,28 @@ fn nodes_without_ipv4_carry_each_others_pods() {
     for node in &nodes {
         assert_eq!(lost(node), Default::default(), "{}", node.log());
     }
+}
+
+#[test]
+fn a_container_runtime_is_told_of_ipv6_alone() {
+    let Some(lab) = Lab::new() else { return };
+    let host = host_without_ipv4(&lab, 1);
+    host.furnish();
+    let config = NodeConfig::anywhere("n1", &lab.store()).with("--network", NETWORK);
+    let node = config.start(&host);
+    let runtime = Runtime::new(node.host(), &Network::muslin(&node));
+    let netns = runtime.netns();
+    let added = runtime.add(&Key::new("c1", netns.path()).pod("default", "web"));
+    let result = added.result();
+    let ips = result["ips"].as_array().unwrap();
+    assert_eq!(ips.len(), 1, "{result}");
+    let gateway = node.status("gateway");
+    assert_eq!(ips[0]["gateway"], gateway, "{result}");
+    assert_eq!(result["dns"]["nameservers"], serde_json::json!([gateway]));
+    let routes = result["routes"].as_array().unwrap();
+    let has_ipv4 = |it: &Value| !it["dst"].as_str().unwrap().contains(':');
+    assert!(!routes.iter().any(has_ipv4), "{result}");
+    netns.sh(&format!("busybox ping6 -c 1 -W 5 {gateway}"));
 }
 
 #[test]
