@@ -165,7 +165,7 @@ fn nodes_without_ipv4(lab: &Lab, backend: &str) -> Vec<Node> {
     let store = lab.store();
     let start = |number: u8| {
         let config = NodeConfig::anywhere(&format!("n{number}"), &store);
-        let config = config.with("--ipv6-network", NETWORK);
+        let config = config.with("--network", NETWORK);
         config
             .with("--backend", backend)
             .start(&host_without_ipv4(lab, number))

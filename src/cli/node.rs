@@ -1,13 +1,13 @@
 //! `muslin node`.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use clap::{Args, ValueEnum};
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
@@ -31,7 +31,7 @@ use crate::store;
 use crate::underlay::UplinkKind;
 
 /// The default pod network.
-const NETWORK: &str = "10.244.0.0/16";
+const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
 
 /// Capabilities that a node may need: for unencapsulated packets and IPv4 in IPv4, and for published
 /// ports below 1024.
@@ -71,7 +71,7 @@ pub(super) struct Arguments {
     /// with a comma in between [default: 10.244.0.0/16]
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     network: Vec<IpNet>,
-    /// The pod network of IPv6, beside that of --network, or alone
+    /// The pod network of IPv6 beside that of IPv4
     #[arg(long, value_name = "CIDR")]
     ipv6_network: Option<Ipv6Net>,
     /// Prefix length of a node's IPv6 subnet [default: 64, or two more than the network's]
@@ -398,10 +398,7 @@ impl Arguments {
             ..
         } = self;
         let asked_networks = self.networks()?;
-        let networks = match asked_networks {
-            Some(networks) => networks,
-            None => NETWORK.parse().map_err(Error::usage)?,
-        };
+        let networks = asked_networks.unwrap_or(NETWORK.into());
         let lacks = |flag, network| {
             let text = format!("{flag} requires a --network of {network}");
             Err(Error::usage(text))
@@ -440,7 +437,11 @@ impl Arguments {
 
     /// The pod networks that are asked for: one of an IP version at most.
     fn networks(&self) -> Result<Option<Nets>> {
-        let (mut ipv4, mut ipv6) = (None, self.ipv6_network);
+        let (mut ipv4, mut ipv6) = match self.ipv6_network {
+            // Beside the default.
+            Some(network) if self.network.is_empty() => (Some(NETWORK), Some(network)),
+            network => (None, network),
+        };
         for network in &self.network {
             let is_second = match network {
                 IpNet::V4(network) => ipv4.replace(*network).is_some(),
