@@ -10,6 +10,7 @@
 //! every second for a while: a false claimant stops answering, and the owner comes back in silence.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
 use smoltcp::time::{Duration, Instant};
@@ -124,10 +125,24 @@ struct NeighbourEntry {
     waiting: VecDeque<Vec<u8>>,
 }
 
+/// An address as a key: hashed by its bits alone, since hashing is a large part of what finding a pod
+/// costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key(IpAddr);
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self.0 {
+            IpAddr::V4(address) => state.write_u32(address.to_bits()),
+            IpAddr::V6(address) => state.write_u128(address.to_bits()),
+        }
+    }
+}
+
 /// The neighbour table.
 #[derive(Debug, Clone)]
 pub struct Neighbours {
-    entries: HashMap<IpAddr, NeighbourEntry, Seed>,
+    entries: HashMap<Key, NeighbourEntry, Seed>,
     limit: usize,
     permanent: usize,
     waiting: usize,
@@ -151,7 +166,7 @@ impl Neighbours {
     /// Makes an attachment's address permanent, and returns the packets that waited for it.
     pub fn add_permanent(&mut self, address: IpAddr, place: Place) -> VecDeque<Vec<u8>> {
         let entry = NeighbourEntry::new(State::Permanent, Some(place));
-        let old = self.entries.insert(address, entry);
+        let old = self.entries.insert(Key(address), entry);
         let was = old.as_ref().is_some_and(NeighbourEntry::is_permanent);
         self.permanent += usize::from(!was);
         self.released(old.map(|old| old.waiting).unwrap_or_default())
@@ -160,20 +175,22 @@ impl Neighbours {
     /// Where `address` is, as far as that is known; it may have gone stale.
     #[must_use]
     pub fn get(&self, address: IpAddr) -> Option<Place> {
-        self.entries.get(&address).and_then(|entry| entry.place)
+        self.entries
+            .get(&Key(address))
+            .and_then(|entry| entry.place)
     }
 
     /// Where `address` is, if that is known and needs no question.
     #[inline]
     pub fn known(&self, address: IpAddr, now: Instant) -> Option<Place> {
-        let entry = self.entries.get(&address)?;
+        let entry = self.entries.get(&Key(address))?;
         entry.place.filter(|_| !entry.is_stale(now))
     }
 
     /// Where `address` is. If that is not known, a copy of `packet` waits for the answer.
     pub fn resolve(&mut self, address: IpAddr, packet: &[u8], now: Instant) -> Resolution {
         let due = now + RETRY;
-        if let Some(entry) = self.entries.get_mut(&address)
+        if let Some(entry) = self.entries.get_mut(&Key(address))
             && let Some(place) = entry.place
         {
             if !entry.is_stale(now) {
@@ -189,7 +206,7 @@ impl Neighbours {
             return Resolution::Stale(place);
         }
         let ask = self.seek(address, now);
-        if !self.entries.contains_key(&address) {
+        if !self.entries.contains_key(&Key(address)) {
             return Resolution::TableFull;
         }
         // The request goes out even so, or packets for a few addresses that nobody has would keep
@@ -204,14 +221,14 @@ impl Neighbours {
     /// Begins to look for an address of which nothing is known; whether an ARP request is due now.
     pub fn seek(&mut self, address: IpAddr, now: Instant) -> bool {
         let due = now + RETRY;
-        match self.entries.get(&address).map(|entry| entry.state) {
+        match self.entries.get(&Key(address)).map(|entry| entry.state) {
             None if self.is_full() => return false,
             // Nobody has asked yet.
             None | Some(State::Incomplete { tries: 0, .. }) => {}
             Some(_) => return false,
         }
         let first = State::Incomplete { tries: 1, due };
-        let entry = self.entries.entry(address);
+        let entry = self.entries.entry(Key(address));
         entry
             .or_insert_with(|| NeighbourEntry::new(first, None))
             .state = first;
@@ -221,22 +238,22 @@ impl Neighbours {
 
     /// Looks for an address for which nothing waits yet, in its turn.
     pub fn seek_in_turn(&mut self, address: IpAddr) {
-        if self.entries.contains_key(&address) || self.is_full() {
+        if self.entries.contains_key(&Key(address)) || self.is_full() {
             return;
         }
         let due = Instant::ZERO;
         let entry = NeighbourEntry::new(State::Incomplete { tries: 0, due }, None);
-        self.entries.insert(address, entry);
+        self.entries.insert(Key(address), entry);
         self.wake_at(due);
     }
 
     /// Lets a copy of `packet` wait for an address that is not asked for, but will be there, until
     /// `until`; false if too many wait.
     pub fn wait(&mut self, address: IpAddr, packet: &[u8], until: Instant) -> bool {
-        if !self.entries.contains_key(&address) && !self.is_full() {
+        if !self.entries.contains_key(&Key(address)) && !self.is_full() {
             let (tries, due) = (MAX_TRIES, until);
             let entry = NeighbourEntry::new(State::Incomplete { tries, due }, None);
-            self.entries.insert(address, entry);
+            self.entries.insert(Key(address), entry);
             self.wake_at(due);
         }
         self.push(address, packet)
@@ -245,7 +262,7 @@ impl Neighbours {
     /// Lets a copy of `packet` wait for an address that is looked for; false if too many wait.
     fn push(&mut self, address: IpAddr, packet: &[u8]) -> bool {
         let all = self.waiting;
-        let entry = self.entries.get_mut(&address);
+        let entry = self.entries.get_mut(&Key(address));
         let entry = entry.filter(|entry| {
             entry.place.is_none()
                 && entry.waiting.len() < WAITING_PER_ADDRESS
@@ -262,14 +279,14 @@ impl Neighbours {
     /// Whether `address` is being looked for, and nothing is known of it.
     #[must_use]
     pub fn is_sought(&self, address: IpAddr) -> bool {
-        let entry = self.entries.get(&address);
+        let entry = self.entries.get(&Key(address));
         entry.is_some_and(|entry| matches!(entry.state, State::Incomplete { .. }))
     }
 
     /// Hears that `address` is at `place` on a link where anybody can say so. A place that is known
     /// keeps the address for as long as it answers.
     pub fn claim(&mut self, address: IpAddr, place: Place, now: Instant) -> Claim {
-        let Some(entry) = self.entries.get_mut(&address) else {
+        let Some(entry) = self.entries.get_mut(&Key(address)) else {
             return Claim::Believed(self.hear(address, place, now));
         };
         let Some(known) = entry.place.filter(|known| *known != place) else {
@@ -305,7 +322,7 @@ impl Neighbours {
     /// for it. Only addresses that were asked for, are known, or are announced to us are kept.
     pub fn hear(&mut self, address: IpAddr, place: Place, now: Instant) -> VecDeque<Vec<u8>> {
         let full = self.is_full();
-        match self.entries.get_mut(&address) {
+        match self.entries.get_mut(&Key(address)) {
             Some(entry) if entry.accepts(place, now) => {
                 entry.state = State::Reachable { since: now };
                 entry.place = Some(place);
@@ -316,7 +333,7 @@ impl Neighbours {
             None if !full => {
                 let state = State::Reachable { since: now };
                 self.entries
-                    .insert(address, NeighbourEntry::new(state, Some(place)));
+                    .insert(Key(address), NeighbourEntry::new(state, Some(place)));
                 VecDeque::new()
             }
             Some(_) | None => VecDeque::new(),
@@ -349,7 +366,7 @@ impl Neighbours {
             return;
         }
         let (mut next, mut released, mut begun) = (None, 0, 0);
-        self.entries.retain(|address, entry| {
+        self.entries.retain(|Key(address), entry| {
             let is_doubted = entry.is_doubted(now);
             let (State::Incomplete { tries, due } | State::Probing { tries, due }) =
                 &mut entry.state
@@ -395,17 +412,18 @@ impl Neighbours {
     /// while there is room for others.
     pub fn age(&mut self, now: Instant, is_kept: impl Fn(IpAddr) -> bool) {
         let has_room = !self.is_full();
-        self.entries.retain(|address, entry| match entry.state {
-            State::Permanent | State::Incomplete { .. } | State::Probing { .. } => true,
-            State::Reachable { since } => now < since + KEPT || has_room && is_kept(*address),
-        });
+        self.entries
+            .retain(|Key(address), entry| match entry.state {
+                State::Permanent | State::Incomplete { .. } | State::Probing { .. } => true,
+                State::Reachable { since } => now < since + KEPT || has_room && is_kept(*address),
+            });
     }
 
     /// Every entry, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, Option<Place>, State)> + '_ {
         self.entries
             .iter()
-            .map(|(address, entry)| (*address, entry.place, entry.state))
+            .map(|(Key(address), entry)| (*address, entry.place, entry.state))
     }
 
     fn released(&mut self, waiting: VecDeque<Vec<u8>>) -> VecDeque<Vec<u8>> {
