@@ -1,16 +1,19 @@
 //! Two workers, and what must be true of them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
-use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
-use ipnet::Ipv4Net;
+use etherparse::{
+    Ethernet2Header, IpHeaders, NetHeaders, PacketBuilder, PacketBuilderStep, PacketHeaders,
+    TransportHeader,
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
-use muslin_stack::addresses::ipv4;
+use muslin_stack::addresses::Nets;
 use muslin_stack::datapath::egress::{
     self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
 };
@@ -30,8 +33,15 @@ use crate::host::{Sent, Sockets};
 
 const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
+/// The same of IPv6.
+const SUBNET_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0), 64);
+const NETWORK_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0), 32);
+/// The bit of a choice that is for IPv6.
+const V6: u8 = 0x80;
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
 const GATEWAY_VTEP: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 2]);
+/// The VTEP of IPv6.
+const GATEWAY_VTEP_V6: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 3]);
 const WORKERS: usize = 2;
 /// Guarded pods; the port behind theirs is a bridge's.
 const PODS: usize = 2;
@@ -41,6 +51,8 @@ const PEERS: u32 = 2;
 const SEGMENT: usize = 400;
 /// An address of the host's.
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+/// The same of IPv6.
+const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1);
 /// The host's addresses, as its interface has them. They are none of its clients'.
 const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(203, 0, 113, 2)];
 /// How long an end of the host's keeps its port outside at least.
@@ -81,15 +93,39 @@ pub(crate) struct Harness {
     sequence: u32,
 }
 
-fn octets(end: SocketAddr) -> [u8; 4] {
-    let address = ipv4(end.ip()).expect("an address of IPv4");
-    address.octets()
+/// A builder of a packet between two addresses of one IP version.
+fn between(
+    frame: PacketBuilderStep<Ethernet2Header>,
+    from: IpAddr,
+    to: IpAddr,
+) -> PacketBuilderStep<IpHeaders> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => frame.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => frame.ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("{from} and {to} are of two versions"),
+    }
 }
 
 /// Which pod has an address.
 fn index_of(address: IpAddr) -> usize {
-    let index = (0..PODS).find(|index| pod(*index) == address);
+    let index = (0..PODS).find(|index| addresses(*index).contains(&address));
     index.expect("it is a pod's")
+}
+
+/// A pod's address of each IP version.
+fn addresses(index: usize) -> [IpAddr; 2] {
+    let ipv6 = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 2 + index as u16);
+    [pod(index).into(), ipv6.into()]
+}
+
+/// The one that a choice is about.
+fn address_of(index: usize, choice: u8) -> IpAddr {
+    addresses(index)[usize::from(choice & V6 != 0)]
+}
+
+/// The one by which a pod reaches another end.
+fn address_towards(index: usize, other: SocketAddr) -> IpAddr {
+    addresses(index)[usize::from(other.is_ipv6())]
 }
 
 fn pod(index: usize) -> Ipv4Addr {
@@ -112,6 +148,18 @@ fn peer(index: u32) -> Peer {
     let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 2 + index as u8, 0), 24);
     let address = SocketAddr::new(underlay(index as u8).into(), 8472);
     Peer::new(PeerId(index), subnet.into(), address).with_vtep(vtep(index))
+}
+
+/// The same peer's half of IPv6, which has another number.
+fn peer_v6(index: u32) -> Peer {
+    let subnet = Ipv6Addr::new(0xfd00, 0, 0, 2 + index as u16, 0, 0, 0, 0);
+    let subnet = Ipv6Net::new_assert(subnet, 64);
+    let address = SocketAddr::new(underlay_v6(index as u8), 8472);
+    Peer::new(PeerId(PEERS + index), subnet.into(), address).with_vtep(vtep(index))
+}
+
+fn underlay_v6(index: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 2 + u16::from(index)).into()
 }
 
 /// A pod of a peer.
@@ -137,13 +185,18 @@ fn ends_of(packet: &[u8]) -> (SocketAddr, SocketAddr) {
     )
 }
 
-fn outside(byte: u8) -> SocketAddr {
-    SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1 + byte % 3).into(), 7)
+fn outside(byte: u8, is_v6: bool) -> SocketAddr {
+    let number = 1 + byte % 3;
+    let address = match is_v6 {
+        false => Ipv4Addr::new(192, 0, 2, number).into(),
+        true => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()).into(),
+    };
+    SocketAddr::new(address, 7)
 }
 
 fn attachment(index: usize) -> Attachment {
     if index < PODS {
-        return Attachment::new(mac(index), vec![IpAddr::V4(pod(index))]);
+        return Attachment::new(mac(index), addresses(index).to_vec());
     }
     Attachment::new(mac(index), Vec::new()).unguarded()
 }
@@ -153,19 +206,21 @@ fn worker(owners: &Arc<Owners>, flows: &Arc<HostFlows>, number: u8) -> Worker {
     let tunnel = Tunnel::Vxlan {
         vni: Vni::new(1).expect("it is in range"),
         mac: VtepMac::try_from(GATEWAY_VTEP).expect("it is one host's"),
-        mac_v6: None,
+        mac_v6: Some(VtepMac::try_from(GATEWAY_VTEP_V6).expect("it is one host's")),
     };
-    let config = node::NodeConfig::new(SUBNET, GATEWAY_MAC, tunnel, mtu, 7);
+    let nets = Nets::with_ipv4(SUBNET, Some(SUBNET_V6));
+    let config = node::NodeConfig::new(nets, GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
-    node.set_egress(Some(NETWORK.into()));
+    node.set_egress(Some(Nets::with_ipv4(NETWORK, Some(NETWORK_V6))));
     for id in 0..PEERS {
         node.set_peer(peer(id));
+        node.set_peer(peer_v6(id));
     }
     for index in 0..=PODS {
         node.attach(PortId(index as u32), attachment(index));
     }
     let mut config = egress::EgressConfig::new(Policy::new(Rules::default()), mtu, 7);
-    config.subnets = Some(SUBNET.into());
+    config.subnets = Some(nets);
     config.limits.flows = 6;
     config.limits.flows_of_pod = 3;
     config.limits.memory = 1 << 18;
@@ -176,8 +231,10 @@ fn worker(owners: &Arc<Owners>, flows: &Arc<HostFlows>, number: u8) -> Worker {
         flows: flows.clone(),
     }));
     for index in 0..PODS {
-        let published = SocketAddr::new(pod(index).into(), PUBLISHED);
-        path.expect_datagrams(published).expect("it is of IPv4");
+        for address in addresses(index) {
+            let published = SocketAddr::new(address, PUBLISHED);
+            path.expect_datagrams(published).expect("there is room");
+        }
     }
     Worker {
         path,
@@ -212,16 +269,17 @@ impl Harness {
             0 => {
                 let (at, which) = (usize::from(byte()?) % WORKERS, byte()?);
                 let from = SocketAddr::new(
-                    pod(usize::from(which) % PODS).into(),
+                    address_of(usize::from(which) % PODS, which),
                     40_000 + u16::from(which >> 1) % 2,
                 );
-                self.datagram(at, from, outside(which >> 3));
+                self.datagram(at, from, outside(which >> 3, which & V6 != 0));
             }
             1 => self.ask(byte()?),
             2 => {
                 let (at, index) = (usize::from(byte()?) % WORKERS, usize::from(byte()?) % PODS);
                 if let Some(client) = self.client[index] {
-                    self.datagram(at, SocketAddr::new(pod(index).into(), PUBLISHED), client);
+                    let address = address_towards(index, client);
+                    self.datagram(at, SocketAddr::new(address, PUBLISHED), client);
                 }
             }
             3 => {
@@ -263,7 +321,7 @@ impl Harness {
             _ => {
                 let (at, what, count) = (usize::from(byte()?) % WORKERS, byte()?, byte()? % 8);
                 let datagrams = (0..count).map(|_| byte()).collect::<Result<Vec<_>>>()?;
-                self.batch(at, usize::from(what >> 1) % PODS, what & 1 != 0, &datagrams);
+                self.batch(at, what, &datagrams);
             }
         }
         Ok(())
@@ -336,9 +394,8 @@ impl Harness {
         self.next += 1;
         self.offered.insert(id, (from, to));
         let index = index_of(from.ip());
-        let builder = PacketBuilder::ethernet2(mac(index).0, GATEWAY_MAC.0)
-            .ipv4(pod(index).octets(), octets(to), 64)
-            .udp(from.port(), to.port());
+        let frame = PacketBuilder::ethernet2(mac(index).0, GATEWAY_MAC.0);
+        let builder = between(frame, from.ip(), to.ip()).udp(from.port(), to.port());
         let mut frame = Vec::new();
         builder
             .write(&mut frame, &id.to_be_bytes())
@@ -354,7 +411,10 @@ impl Harness {
             40_000 + u16::from(which >> 2) % 2,
         );
         let mut bytes = vec![0; HEADROOM];
-        PacketBuilder::ipv4(octets(end), far(peer).octets(), 64)
+        let IpAddr::V4(host) = end.ip() else {
+            return;
+        };
+        PacketBuilder::ipv4(host.octets(), far(peer).octets(), 64)
             .udp(end.port(), 53)
             .write(&mut bytes, b"question")
             .expect("a vector grows");
@@ -405,15 +465,18 @@ impl Harness {
         let index = usize::from(which) % PODS;
         let id = self.next;
         self.next += 1;
-        let client = SocketAddr::new(
-            Ipv4Addr::new(198, 51, 100, 1 + (which >> 1) % 3).into(),
-            1000 + u16::from(which >> 3),
-        );
+        let is_v6 = which & V6 != 0;
+        let number = 1 + (which >> 1) % 3;
+        let client = match is_v6 {
+            false => Ipv4Addr::new(198, 51, 100, number).into(),
+            true => Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number.into()).into(),
+        };
+        let client = SocketAddr::new(client, 1000 + u16::from((which & !V6) >> 3));
         self.inbound.insert(id, index);
         let Worker { path, sockets, .. } = &mut self.workers[0];
         match path.deliver(
             self.now,
-            published(Protocol::Udp, index),
+            published(Protocol::Udp, address_of(index, which)),
             at_host(client),
             None,
             &id.to_be_bytes(),
@@ -434,7 +497,13 @@ impl Harness {
 
     /// Datagrams of one TCP stream come in a batch: from the peer whose pod sends, from another peer,
     /// from a stranger, or for another network.
-    fn batch(&mut self, at: usize, index: usize, merges: bool, which: &[u8]) {
+    fn batch(&mut self, at: usize, what: u8, which: &[u8]) {
+        let (index, merges) = (usize::from(what >> 1) % PODS, what & 1 != 0);
+        let is_v6 = what & V6 != 0;
+        let host = |index| match is_v6 {
+            false => IpAddr::V4(underlay(index)),
+            true => underlay_v6(index),
+        };
         let mut datagrams = Vec::new();
         let mut expected = Vec::new();
         for which in which {
@@ -452,8 +521,12 @@ impl Harness {
                 }
             };
             datagrams.push((
-                SocketAddr::from((underlay(source), 8472)),
-                self.segment(index, vni, &id.to_be_bytes().repeat(len / 4)),
+                SocketAddr::new(host(source), 8472),
+                self.segment(
+                    address_of(index, what),
+                    vni,
+                    &id.to_be_bytes().repeat(len / 4),
+                ),
             ));
             // Others send what would come next.
             if kind > 2 {
@@ -487,10 +560,17 @@ impl Harness {
     }
 
     /// A segment of a pod of the first peer's, in VXLAN.
-    fn segment(&self, index: usize, vni: u8, payload: &[u8]) -> Vec<u8> {
+    fn segment(&self, to: IpAddr, vni: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![8, 0, 0, 0, 0, 0, vni, 0];
-        PacketBuilder::ethernet2(vtep(0).get().0, GATEWAY_VTEP.0)
-            .ipv4([10, 244, 2, 9], pod(index).octets(), 64)
+        let (ours, from): (_, IpAddr) = match to {
+            IpAddr::V4(_) => (GATEWAY_VTEP, Ipv4Addr::new(10, 244, 2, 9).into()),
+            IpAddr::V6(_) => {
+                let from = Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0, 0, 9);
+                (GATEWAY_VTEP_V6, from.into())
+            }
+        };
+        let frame = PacketBuilder::ethernet2(vtep(0).get().0, ours.0);
+        between(frame, from, to)
             .tcp(5000, 80, self.sequence, 1000)
             .ack(1)
             .write(&mut bytes, payload)
@@ -501,12 +581,15 @@ impl Harness {
     /// A client connects to a pod's published port: one of the host itself or another, again with a
     /// port that it had before.
     fn dial(&mut self, which: u8) {
-        let address = match which >> 1 & 1 {
-            0 => HOST,
-            _ => Ipv4Addr::new(198, 51, 100, 1),
+        let address: IpAddr = match (which >> 1 & 1, which & V6) {
+            (0, 0) => HOST.into(),
+            (_, 0) => Ipv4Addr::new(198, 51, 100, 1).into(),
+            (0, _) => HOST_V6.into(),
+            _ => Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1).into(),
         };
-        let client = at_host(SocketAddr::new(address.into(), 1000));
-        let published = published(Protocol::Tcp, usize::from(which) % PODS);
+        let client = at_host(SocketAddr::new(address, 1000));
+        let pod = address_of(usize::from(which) % PODS, which);
+        let published = published(Protocol::Tcp, pod);
         let Worker { path, sockets, .. } = &mut self.workers[0];
         match path.accept(self.now, published, client, b"hello", sockets) {
             Ok(flow) => {
@@ -523,8 +606,8 @@ impl Harness {
         let Some((caller, number)) = self.caller[index] else {
             return;
         };
-        let builder = PacketBuilder::ethernet2(mac(index).0, GATEWAY_MAC.0)
-            .ipv4(pod(index).octets(), octets(caller), 64)
+        let frame = PacketBuilder::ethernet2(mac(index).0, GATEWAY_MAC.0);
+        let builder = between(frame, address_towards(index, caller), caller.ip())
             .tcp(80, caller.port(), 9000, 1000)
             .ack(number.wrapping_add(1));
         let builder = if refuses {
@@ -551,7 +634,10 @@ impl Harness {
         self.inbound.insert(id, index_of(key.pod.ip()));
         let Worker { path, sockets, .. } = &mut self.workers[at];
         let socket = sockets.open.get_mut(&flow).expect("it has a socket");
-        let datagram = (outside(which >> 3), id.to_be_bytes().to_vec());
+        let datagram = (
+            outside(which >> 3, key.pod.is_ipv6()),
+            id.to_be_bytes().to_vec(),
+        );
         socket.waiting.push_back(datagram);
         let ready = Ready {
             readable: true,
@@ -598,13 +684,15 @@ impl Harness {
         for at in 0..WORKERS {
             let Worker { path, sockets, .. } = &mut self.workers[at];
             assert!(path.detach(port, sockets), "it was attached");
-            let its = |key: &FlowKey| key.pod.ip() == pod(index);
+            let its = |key: &FlowKey| addresses(index).contains(&key.pod.ip());
             assert!(!path.egress().flows().any(|info| its(&info.key)));
             self.settle(at, false);
             let path = &mut self.workers[at].path;
             path.node_mut().attach(port, attachment(index));
-            let published = SocketAddr::new(pod(index).into(), PUBLISHED);
-            path.expect_datagrams(published).expect("it is of IPv4");
+            for address in addresses(index) {
+                let published = SocketAddr::new(address, PUBLISHED);
+                path.expect_datagrams(published).expect("there is room");
+            }
             self.settle(at, false);
         }
         (self.client[index], self.caller[index]) = (None, None);
@@ -670,23 +758,42 @@ impl Harness {
     /// A pod gets a frame.
     fn receive(&mut self, port: PortId, frame: &[u8]) {
         let headers = PacketHeaders::from_ethernet_slice(frame).expect("a valid frame");
-        let Some(NetHeaders::Ipv4(ip, _)) = headers.net else {
-            return;
-        };
+        let data = headers.payload.slice();
+        let (source, destination, sums): (IpAddr, IpAddr, _) =
+            match (headers.net, &headers.transport) {
+                (Some(NetHeaders::Ipv4(ip, _)), transport) => {
+                    assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+                    let sum = match transport {
+                        Some(TransportHeader::Udp(udp)) => udp.calc_checksum_ipv4(&ip, data).ok(),
+                        Some(TransportHeader::Tcp(tcp)) => tcp.calc_checksum_ipv4(&ip, data).ok(),
+                        _ => None,
+                    };
+                    (ip.source.into(), ip.destination.into(), sum)
+                }
+                (Some(NetHeaders::Ipv6(ip, _)), transport) => {
+                    let sum = match transport {
+                        Some(TransportHeader::Udp(udp)) => udp.calc_checksum_ipv6(&ip, data).ok(),
+                        Some(TransportHeader::Tcp(tcp)) => tcp.calc_checksum_ipv6(&ip, data).ok(),
+                        _ => None,
+                    };
+                    (ip.source.into(), ip.destination.into(), sum)
+                }
+                _ => return,
+            };
         let index = port.0 as usize;
-        assert_eq!(ip.header_checksum, ip.calc_header_checksum());
         match headers.transport {
             Some(TransportHeader::Udp(udp)) => {
-                let data = headers.payload.slice();
-                assert_eq!(udp.calc_checksum_ipv4(&ip, data), Ok(udp.checksum));
-                assert_eq!(ip.destination, pod(index).octets());
+                assert_eq!(sums, Some(udp.checksum), "the checksum is wrong");
+                assert!(addresses(index).contains(&destination));
                 let id = data.try_into().map(u32::from_be_bytes);
                 let id = id.expect("it is as long as it was");
                 assert_eq!(self.inbound.remove(&id), Some(index), "{id} comes again");
             }
             Some(TransportHeader::Tcp(tcp)) if tcp.syn => {
-                let caller = SocketAddr::new(Ipv4Addr::from(ip.source).into(), tcp.source_port);
-                assert_ne!(caller.ip(), HOST, "no pod could answer it");
+                assert_eq!(sums, Some(tcp.checksum), "the checksum is wrong");
+                let caller = SocketAddr::new(source, tcp.source_port);
+                let hosts = [IpAddr::V4(HOST), HOST_V6.into()];
+                assert!(!hosts.contains(&source), "no pod could answer it");
                 self.caller[index] = Some((caller, tcp.sequence_number));
             }
             _ => {}
@@ -742,22 +849,26 @@ fn stream(packet: &PacketBuf<'_>) -> Vec<u32> {
 }
 
 /// The published port of a pod.
-fn published(protocol: Protocol, index: usize) -> PublishedPort {
+fn published(protocol: Protocol, pod: IpAddr) -> PublishedPort {
     let port = match protocol {
         Protocol::Udp => PUBLISHED,
         Protocol::Tcp | Protocol::Ping => 80,
     };
     PublishedPort {
         protocol,
-        pod: SocketAddr::new(pod(index).into(), port),
-        network: NETWORK.into(),
+        pod: SocketAddr::new(pod, port),
+        network: match pod {
+            IpAddr::V4(_) => IpNet::V4(NETWORK),
+            IpAddr::V6(_) => IpNet::V6(NETWORK_V6),
+        },
     }
 }
 
 /// A client that used the host's address.
 const fn at_host(address: SocketAddr) -> Client {
-    Client {
-        address,
-        local: IpAddr::V4(HOST),
-    }
+    let local = match address {
+        SocketAddr::V4(_) => IpAddr::V4(HOST),
+        SocketAddr::V6(_) => IpAddr::V6(HOST_V6),
+    };
+    Client { address, local }
 }

@@ -32,6 +32,13 @@ muslin_fuzz::target! {
         &[1, 0],
         &[2, 0, 0],
         &[2, 1, 0],
+        // The same in IPv6.
+        &[0, 0, 0x80],
+        &[0, 1, 0x80],
+        &[1, 0x80],
+        &[5, 0x80],
+        &[5, 0x82],
+        &[10, 0, 0x81, 4, 3, 3, 3, 11],
         // Messages arrive.
         &[3, 0, 9],
         &[3, 1, 9],
@@ -114,6 +121,27 @@ fn seeds() -> Vec<Seed> {
             ],
         ),
         ("neighbours", vec![4, 1, 9, 3, 0, 9, 4, 0, 10, 3, 1, 9]),
+        // What there is of IPv6: a socket by both workers, a client, connections, a batch.
+        (
+            "v6",
+            vec![
+                0, 0, 0x80, 0, 1, 0x80, 3, 0, 9, 3, 1, 9, 7, 0, 0, 1, 0x80, 2, 0, 0, 2, 1, 0, 3, 0,
+                9, 5, 0x80, 6, 1, 0, 3, 0, 9, 5, 0x83, 6, 0, 3, 3, 0, 9, 8, 3,
+            ],
+        ),
+        (
+            "v6-batch",
+            vec![
+                10, 0, 0x81, 7, 3, 1, 3, 0, 3, 2, 3, 10, 1, 0x83, 3, 3, 3, 11,
+            ],
+        ),
+        // One port of a pod with each version.
+        (
+            "v6-beside",
+            vec![
+                0, 0, 0, 0, 0, 0x80, 0, 1, 0x80, 0, 1, 0, 3, 0, 9, 3, 1, 9, 9, 0, 1, 0x80, 1, 0,
+            ],
+        ),
         // More than a mailbox holds.
         (
             "crowded",
