@@ -266,12 +266,15 @@ impl Cluster {
         }
         let others = records.iter().filter(|record| record.key != own);
         let has_ipv6 = running.key.ipv6().is_some();
+        // A record under a node's own address is none of a peer.
+        let others = others.filter(|record| {
+            let address = record.peer.as_ref().map(|peer| peer.address.ip());
+            address != Some(public_ip.into())
+        });
         let peers = others.flat_map(|record| {
             let peer_v6 = record.peer_v6.as_ref().filter(|_| has_ipv6);
             record.peer.iter().chain(peer_v6)
         });
-        // A record under a node's own address is none of a peer.
-        let peers = peers.filter(|peer| peer.address.ip() != public_ip);
         let expected = peers.map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)));
         let expected = expected.collect();
         for worker in &running.workers {
