@@ -235,9 +235,9 @@ fn attacks() -> Vec<(&'static str, Vec<u8>, DropReason)> {
             Why::DestinationNotUnicast,
         ),
         (
-            "kill_router6, mldrouter6: from no link-local address",
+            "mldrouter6: queries of another",
             to_all(&packet((own, all), 1, plain, &[130; 24])),
-            Why::MldInvalid,
+            Why::ForeignQuerier,
         ),
     ]
 }
