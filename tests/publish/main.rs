@@ -65,9 +65,8 @@ impl Bed {
         })
     }
 
-    /// The same on hosts that have IPv6 besides, at fd09::1 and fd09::2, in a network of IPv6, and of IPv4 if
-    /// `flags` say so.
-    fn with_ipv6(flags: &[(&str, &str)]) -> Option<Self> {
+    /// The same on hosts that have IPv6 besides, at fd09::1 and fd09::2, with these pod networks.
+    fn with_ipv6(networks: &str) -> Option<Self> {
         let lab = Lab::new()?;
         let hosts = [("node", NODE), ("client", CLIENT)].map(|(name, address)| {
             let host = lab.host(name, address);
@@ -77,12 +76,9 @@ impl Bed {
         });
         let [host, client] = hosts;
         let config = NodeConfig::new("n1", NODE, &lab.store());
-        let mut config = config
-            .with("--ipv6-network", "fd44::/48")
+        let config = config
+            .with("--network", networks)
             .with("--public-ipv6", "fd09::1");
-        for (flag, value) in flags {
-            config = config.with(flag, value);
-        }
         Some(Self {
             node: config.start(&host),
             client,
@@ -529,7 +525,7 @@ fn ports_that_cannot_be_are_refused_before_anything_happens() {
 /// In a network of both IP versions a port of the machine leads to the pod's address of the same one.
 #[test]
 fn ports_of_ipv6_lead_to_pods_addresses_of_ipv6() {
-    let Some(bed) = Bed::with_ipv6(&[("--network", "10.244.0.0/16")]) else {
+    let Some(bed) = Bed::with_ipv6("10.244.0.0/16,fd44::/48") else {
         return;
     };
     // Only in IPv6 does anybody answer.
@@ -562,7 +558,7 @@ fn ports_of_ipv6_lead_to_pods_addresses_of_ipv6() {
 /// Pods of IPv6 alone have clients of IPv4, too: what is published ends in the node.
 #[test]
 fn clients_of_ipv4_reach_pods_of_ipv6_alone() {
-    let Some(bed) = Bed::with_ipv6(&[]) else {
+    let Some(bed) = Bed::with_ipv6("fd44::/48") else {
         return;
     };
     let mut pod = bed.server("web", "8080:8080");
