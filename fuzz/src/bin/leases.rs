@@ -349,6 +349,23 @@ fn made_record(bytes: &[u8]) {
     }
 }
 
+/// Whether a network has neither the unspecified address, nor the loopback's, nor an IPv4-mapped, link-local or
+/// multicast one (RFC 4291 section 2.4).
+fn is_fit_for_pods(network: Ipv6Net) -> bool {
+    let network = network.trunc();
+    let (first, last) = (network.network(), network.broadcast());
+    let unfit = [
+        ("::", "::1"),
+        ("::ffff:0.0.0.0", "::ffff:255.255.255.255"),
+        ("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        ("ff00::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ];
+    unfit.iter().all(|(from, to)| {
+        let [from, to] = [from, to].map(|ip| Ipv6Addr::from_str(ip).expect("it is an address"));
+        last < from || to < first
+    })
+}
+
 /// A network of IPv6 and the length of its subnets.
 fn made_range(bytes: &[u8]) {
     let Some((&[len, subnet_len], address)) = bytes.split_first_chunk::<2>() else {
@@ -361,7 +378,8 @@ fn made_range(bytes: &[u8]) {
     let subnet_len = (subnet_len > 0).then_some(subnet_len % 129);
     let least = network.prefix_len() + 2;
     let range = Ipv6Range::new(network, subnet_len);
-    let is_possible = (least..=126).contains(&subnet_len.unwrap_or(least));
+    let is_possible =
+        is_fit_for_pods(network) && (least..=126).contains(&subnet_len.unwrap_or(least));
     assert_eq!(range.is_ok(), is_possible, "{network} {subnet_len:?}");
     if let Ok(range) = range {
         check_range(&range);

@@ -558,7 +558,8 @@ fn ipv6(frame: &mut Vec<u8>, fields: [u8; 8], ident: u16, mtu: usize) {
         _ => {
             let room = mtu.saturating_sub(v6::HEADER_LEN + chain.len());
             let payload = match usize::from(len) {
-                len @ 240.. => room - 20 * (len - 240 > 7) as usize + len % 3 - 1,
+                // As many headers as there are may leave no room at all.
+                len @ 240.. => (room + len % 3).saturating_sub(1 + 20 * (len - 240 > 7) as usize),
                 len => len * len / 8,
             };
             let mut message = vec![1; payload.min(MAX_PACKET - 200)];
