@@ -380,8 +380,9 @@ fn bind_end(
 fn options(format: Format, settings: &NodeSettings) -> Options {
     match format {
         Format::Vxlan => settings.offload.sockets(format, SOURCE_PORTS),
-        // flannel's UDP backend sends from the port it listens on.
-        Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
+        // flannel's UDP backend sends from the port it listens on, and a peer of WireGuard answers where
+        // datagrams come from.
+        Format::Udp | Format::Ipip | Format::WireGuard => settings.offload.sockets(format, 0),
     }
 }
 

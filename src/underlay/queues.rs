@@ -27,6 +27,9 @@ const INNER_SOURCE: usize = 12;
 /// Where the middle of the source address is in an inner IPv6 header, by which nodes differ, and its end,
 /// by which a node's pods do.
 const INNER_SOURCE_V6: (usize, usize) = (12, 20);
+/// Where the receiver's index is in a message of WireGuard: what is inside nobody sees, but all that a peer
+/// sends in a session has the same.
+const RECEIVER: usize = 4;
 /// An odd number whose multiples look random (the golden ratio's).
 const MIX: u32 = 0x9e37_79b1;
 
@@ -50,15 +53,22 @@ pub(super) fn spread(
 /// A program that returns the number of a socket. A flow has the worker that its outer source port
 /// says (RFC 7348 section 5). What is too short for an inner header is in the first queue.
 fn program(format: Format, workers: u32) -> Vec<sock_filter> {
-    let source = (format.network_offset() + INNER_SOURCE) as u32;
+    let source = match format {
+        Format::WireGuard => RECEIVER,
+        _ => format.network_offset() + INNER_SOURCE,
+    };
     worker(OUTER, workers)
         .into_iter()
-        .chain(queue_of_worker(source, QUEUES as u32))
+        .chain(queue_of_worker(source as u32, QUEUES as u32))
         .collect()
 }
 
 /// The same where the outer and the inner packet are of IPv6.
 fn program_v6(format: Format, workers: u32) -> Vec<sock_filter> {
+    if format == Format::WireGuard {
+        let queue = queue_of_worker(RECEIVER as u32, QUEUES as u32);
+        return worker(OUTER_V6, workers).into_iter().chain(queue).collect();
+    }
     let (node, pod) = INNER_SOURCE_V6;
     let [node, pod] = [node, pod].map(|at| (format.network_offset() + at) as u32);
     worker(OUTER_V6, workers)

@@ -45,7 +45,7 @@ pub(super) fn open(
     port: Port,
 ) -> io::Result<std::net::UdpSocket> {
     let (kind, protocol) = match format {
-        Format::Vxlan | Format::Udp => (Type::DGRAM, Protocol::UDP),
+        Format::Vxlan | Format::Udp | Format::WireGuard => (Type::DGRAM, Protocol::UDP),
         Format::Ipip => (Type::RAW, Protocol::from(i32::from(ipip::PROTOCOL))),
     };
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;

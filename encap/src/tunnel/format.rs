@@ -5,7 +5,7 @@ use smoltcp::wire::IpVersion;
 use crate::ip::transport::UDP_HEADER_LEN;
 use crate::ip::{v4, v6};
 use crate::mtu::{InvalidMtu, Mtu};
-use crate::tunnel::vxlan;
+use crate::tunnel::{vxlan, wireguard};
 
 const ETHERNET_HEADER_LEN: usize = 14;
 
@@ -18,11 +18,13 @@ pub enum Format {
     Udp,
     /// IPv4 in IP: a bare IPv4 packet without UDP (RFC 2003).
     Ipip,
+    /// WireGuard: an encrypted IP packet in a data message (the WireGuard paper, section 5.4.6).
+    WireGuard,
 }
 
 impl Format {
     /// Bytes by which the outer IP packet is longer than the inner one: 50 for VXLAN over IPv4 and
-    /// 70 over IPv6; 28 and 48 for UDP; 20 and 40 for IP in IP.
+    /// 70 over IPv6; 28 and 48 for UDP; 20 and 40 for IP in IP; 60 and 80 for WireGuard, without padding.
     #[must_use]
     pub const fn overhead(self, outer: IpVersion) -> u16 {
         let outer = match outer {
@@ -30,35 +32,42 @@ impl Format {
             IpVersion::Ipv6 => v6::HEADER_LEN,
         };
         let udp = match self {
-            Self::Vxlan | Self::Udp => UDP_HEADER_LEN,
+            Self::Vxlan | Self::Udp | Self::WireGuard => UDP_HEADER_LEN,
             Self::Ipip => 0,
         };
-        (outer + udp + self.network_offset()) as u16
+        let sealed = match self {
+            Self::WireGuard => wireguard::HEADER_LEN + wireguard::TAG_LEN,
+            Self::Vxlan | Self::Udp | Self::Ipip => 0,
+        };
+        (outer + udp + self.network_offset() + sealed) as u16
     }
 
     /// Bytes in front of the inner IP packet in a datagram that is given to a socket: 22 for VXLAN,
-    /// none for UDP, and none for IP in IP, whose outer header the kernel writes.
+    /// none for UDP, and none for IP in IP, whose outer header the kernel writes. None for WireGuard,
+    /// either: a packet is sealed as a whole when it is sent.
     #[must_use]
     pub const fn network_offset(self) -> usize {
         match self {
             Self::Vxlan => vxlan::HEADER_LEN + ETHERNET_HEADER_LEN,
-            Self::Udp | Self::Ipip => 0,
+            Self::Udp | Self::Ipip | Self::WireGuard => 0,
         }
     }
 
     /// Bytes in front of the inner IP packet in a datagram that a socket receives: as in
     /// [`Self::network_offset`], but 20 for IP in IP, because a raw socket receives the outer
-    /// header too (raw(7)). An outer header with options is longer; see
-    /// [`super::ipip::inner_offset`].
+    /// header too (raw(7)), and 16 for WireGuard, once a message is opened in its place. An outer header
+    /// with options is longer; see [`super::ipip::inner_offset`].
     #[must_use]
     pub const fn received_network_offset(self) -> usize {
         match self {
             Self::Vxlan | Self::Udp => self.network_offset(),
             Self::Ipip => v4::HEADER_LEN,
+            Self::WireGuard => wireguard::HEADER_LEN,
         }
     }
 
-    /// The MTU of inner packets on an underlay whose own MTU is `outer`.
+    /// The MTU of inner packets on an underlay whose own MTU is `outer`. WireGuard's is a multiple of 16,
+    /// so that no packet is padded beyond it.
     ///
     /// ```
     /// use muslin_encap::{IpVersion, mtu::Mtu, tunnel::Format};
@@ -70,7 +79,11 @@ impl Format {
     /// # Errors
     /// `InvalidMtu` if less than the minimum of IPv4 remains.
     pub fn inner_mtu(self, outer: Mtu, version: IpVersion) -> Result<Mtu, InvalidMtu> {
-        Mtu::new(u32::from(outer.get()).saturating_sub(u32::from(self.overhead(version))))
+        let rest = u32::from(outer.get()).saturating_sub(self.overhead(version).into());
+        Mtu::new(match self {
+            Self::WireGuard => rest - rest % wireguard::PADDING as u32,
+            Self::Vxlan | Self::Udp | Self::Ipip => rest,
+        })
     }
 }
 
@@ -89,6 +102,8 @@ mod tests {
         assert_eq!(Format::Udp.network_offset(), 0);
         assert_eq!(Format::Ipip.overhead(Ipv4), 20);
         assert_eq!(Format::Ipip.overhead(Ipv6), 40);
+        assert_eq!(Format::WireGuard.overhead(Ipv4), 60);
+        assert_eq!(Format::WireGuard.overhead(Ipv6), 80);
     }
 
     #[test]
@@ -97,6 +112,7 @@ mod tests {
         assert_eq!(offsets(Format::Vxlan), (22, 22));
         assert_eq!(offsets(Format::Udp), (0, 0));
         assert_eq!(offsets(Format::Ipip), (0, 20));
+        assert_eq!(offsets(Format::WireGuard), (0, 16));
     }
 
     #[test]
@@ -109,6 +125,8 @@ mod tests {
         assert_eq!(inner(Format::Vxlan, 1500), Ok(1450));
         assert_eq!(inner(Format::Udp, 1500), Ok(1472));
         assert_eq!(inner(Format::Ipip, 1500), Ok(1480));
+        assert_eq!(inner(Format::WireGuard, 1500), Ok(1440));
+        assert_eq!(inner(Format::WireGuard, 1480), Ok(1408));
         assert_eq!(inner(Format::Vxlan, 118), Ok(68));
         assert_eq!(inner(Format::Vxlan, 117), Err(InvalidMtu(67)));
         assert_eq!(inner(Format::Udp, 68), Err(InvalidMtu(40)));

@@ -4,5 +4,6 @@ mod format;
 pub mod ipip;
 pub mod udp;
 pub mod vxlan;
+pub mod wireguard;
 
 pub use format::Format;

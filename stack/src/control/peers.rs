@@ -177,6 +177,7 @@ pub fn peer_of_ipv6(
         vtep_mac,
         checksums: record.checksums(),
         multicast: record.takes_multicast(),
+        wireguard: None,
     })
 }
 
@@ -210,6 +211,7 @@ pub fn peer_of_lease(
         vtep_mac,
         checksums: record.checksums(),
         multicast: record.takes_multicast(),
+        wireguard: None,
     })
 }
 

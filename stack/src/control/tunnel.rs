@@ -12,6 +12,8 @@ use crate::datapath::tunnel::Tunnel;
 
 /// Bytes of the headers in front of a packet: inner Ethernet, VXLAN, UDP and IPv6.
 const VXLAN_OVER_IPV6: u16 = 70;
+/// The same of WireGuard: UDP, IPv6, and what is around an encrypted packet.
+const WIREGUARD_OVER_IPV6: u16 = 80;
 
 /// How a network's packets travel to and from a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +129,7 @@ impl TunnelPlan {
     pub fn mtu_v6(&self) -> Option<Mtu> {
         let mtu = match self.tunnel {
             Tunnel::Vxlan { .. } => Format::Vxlan.inner_mtu(self.outer, IpVersion::Ipv6).ok()?,
+            Tunnel::WireGuard => self.mtu,
             Tunnel::None => self.outer,
             Tunnel::Udp | Tunnel::Ipip => return None,
         };
@@ -139,6 +142,7 @@ impl TunnelPlan {
         let least = Mtu::MIN_IPV6.get();
         let outer = match self.tunnel {
             Tunnel::Vxlan { .. } => least + VXLAN_OVER_IPV6,
+            Tunnel::WireGuard => least + WIREGUARD_OVER_IPV6,
             Tunnel::None | Tunnel::Udp | Tunnel::Ipip => least,
         };
         Mtu::new(outer.into()).unwrap_or(Mtu::MAX)
@@ -165,6 +169,11 @@ fn mtus(
         Some(mtu) => mtu,
         // A loopback interface's is larger than any IPv4 packet.
         None => Mtu::new(interface.min(u16::MAX.into()))?,
+    };
+    // flannel has one MTU for WireGuard, whichever version carries it.
+    let version = match tunnel {
+        Tunnel::WireGuard => IpVersion::Ipv6,
+        _ => version,
     };
     let inner = |format: Format| format.inner_mtu(outer, version);
     let mtu = tunnel.format().map_or(Ok(outer), inner);

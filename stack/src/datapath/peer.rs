@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_encap::tunnel::wireguard::PublicKey;
 use smoltcp::time::Instant;
 
 use crate::datapath::port::Traffic;
@@ -39,6 +40,18 @@ pub struct Peer {
     pub checksums: Checksums,
     /// Whether its node takes packets of groups from the tunnel.
     pub multicast: bool,
+    /// What WireGuard needs to know of it, in a network that has it.
+    pub wireguard: Option<WireGuardEnd>,
+}
+
+/// A peer as WireGuard knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WireGuardEnd {
+    /// Its public key: who has the private one is the peer, wherever its datagrams come from. The peers of
+    /// both IP versions of one node may have the same.
+    pub public_key: PublicKey,
+    /// Where datagrams go until one comes from elsewhere. It may be of another IP version than its lease.
+    pub endpoint: SocketAddr,
 }
 
 impl Peer {
@@ -52,6 +65,7 @@ impl Peer {
             vtep_mac: None,
             checksums: Checksums::Complete,
             multicast: false,
+            wireguard: None,
         }
     }
 
@@ -60,6 +74,15 @@ impl Peer {
     pub const fn with_vtep(self, mac: VtepMac) -> Self {
         Self {
             vtep_mac: Some(mac),
+            ..self
+        }
+    }
+
+    /// The same with what WireGuard needs.
+    #[must_use]
+    pub const fn with_wireguard(self, end: WireGuardEnd) -> Self {
+        Self {
+            wireguard: Some(end),
             ..self
         }
     }

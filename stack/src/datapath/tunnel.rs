@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
-use muslin_encap::tunnel::{Format, ipip};
+use muslin_encap::tunnel::{Format, ipip, wireguard};
 use smoltcp::wire::EthernetProtocol;
 
 use crate::datapath::frame;
@@ -28,6 +28,9 @@ pub enum Tunnel {
     Udp,
     /// IPv4 in IPv4 (RFC 2003).
     Ipip,
+    /// WireGuard. What is encrypted is an IP packet of either version; keys and sessions are elsewhere
+    /// (`wireguard`).
+    WireGuard,
     /// There is none: all peers are next hops on the uplink, as with flannel's host-gw.
     None,
 }
@@ -53,6 +56,7 @@ impl Tunnel {
             Self::Vxlan { .. } => "vxlan",
             Self::Udp => "udp",
             Self::Ipip => "ipip",
+            Self::WireGuard => "wireguard",
             Self::None => "none",
         }
     }
@@ -64,6 +68,7 @@ impl Tunnel {
             Self::Vxlan { .. } => Some(Format::Vxlan),
             Self::Udp => Some(Format::Udp),
             Self::Ipip => Some(Format::Ipip),
+            Self::WireGuard => Some(Format::WireGuard),
             Self::None => None,
         }
     }
@@ -71,7 +76,9 @@ impl Tunnel {
     /// Whether it carries packets of the IP version of `address`.
     pub(super) const fn carries(&self, address: IpAddr) -> bool {
         match (self, address) {
-            (Self::Vxlan { .. } | Self::Udp | Self::Ipip, IpAddr::V4(_)) => true,
+            (Self::WireGuard, _) | (Self::Vxlan { .. } | Self::Udp | Self::Ipip, IpAddr::V4(_)) => {
+                true
+            }
             (Self::Vxlan { mac_v6, .. }, IpAddr::V6(_)) => mac_v6.is_some(),
             (Self::Udp | Self::Ipip, IpAddr::V6(_)) | (Self::None, _) => false,
         }
@@ -81,7 +88,7 @@ impl Tunnel {
     pub(super) const fn vtep_mac(&self) -> Option<VtepMac> {
         match self {
             Self::Vxlan { mac, .. } => Some(*mac),
-            Self::Udp | Self::Ipip | Self::None => None,
+            Self::Udp | Self::Ipip | Self::WireGuard | Self::None => None,
         }
     }
 
@@ -89,7 +96,7 @@ impl Tunnel {
     pub(super) const fn vtep_mac_v6(&self) -> Option<VtepMac> {
         match self {
             Self::Vxlan { mac_v6, .. } => *mac_v6,
-            Self::Udp | Self::Ipip | Self::None => None,
+            Self::Udp | Self::Ipip | Self::WireGuard | Self::None => None,
         }
     }
 
@@ -121,6 +128,9 @@ impl Tunnel {
         theirs: Option<VtepMac>,
         packet: &mut PacketBuf<'_>,
     ) -> Result<(), DropReason> {
+        if *self == Self::WireGuard {
+            return Ok(());
+        }
         let ours = self.vtep_mac_v6().ok_or(DropReason::NextHopUnreachable)?;
         let theirs = theirs.ok_or(DropReason::NoVtepMac)?;
         frame::prepend_as(packet, ours.get(), theirs.get(), EthernetProtocol::Ipv6)
@@ -138,8 +148,8 @@ impl Tunnel {
             Self::Vxlan { vni, .. } => {
                 vxlan::encapsulate(packet, *vni).map_err(|_| DropReason::HeadroomExceeded)
             }
-            // The kernel writes the header of IPv4 in IPv4.
-            Self::Udp | Self::Ipip | Self::None => Ok(()),
+            // The kernel writes the header of IPv4 in IPv4, and whoever seals a packet that of WireGuard.
+            Self::Udp | Self::Ipip | Self::WireGuard | Self::None => Ok(()),
         }
     }
 
@@ -157,6 +167,13 @@ impl Tunnel {
                 packet.trim_front(inner.map_err(|_| DropReason::IpipHeader)?);
                 Ok(Inner::Ipv4)
             }
+            Self::WireGuard => {
+                packet.trim_front(wireguard::HEADER_LEN);
+                match packet.as_slice().first().map(|byte| byte >> 4) {
+                    Some(6) => Ok(Inner::Ipv6),
+                    _ => Ok(Inner::Ipv4),
+                }
+            }
             Self::Vxlan { vni, mac, mac_v6 } => decapsulate_vxlan(*vni, *mac, *mac_v6, packet),
         }
     }
@@ -167,7 +184,8 @@ impl Tunnel {
             Self::Vxlan { vni, .. } => {
                 vxlan::Packet::new_checked(datagram).is_ok_and(|packet| packet.vni() == *vni)
             }
-            Self::Udp | Self::Ipip => true,
+            // Only what could be opened gets here.
+            Self::Udp | Self::Ipip | Self::WireGuard => true,
             Self::None => false,
         }
     }

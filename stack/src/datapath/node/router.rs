@@ -26,6 +26,7 @@ use crate::datapath::observe::Observer;
 use crate::datapath::peer::{Path, PeerId};
 use crate::datapath::port::PortId;
 use crate::datapath::trace::{Holding, TraceStep};
+use crate::datapath::tunnel::Tunnel;
 use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
@@ -344,6 +345,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Whether the route to an address leads to where a peer is.
     pub(super) fn leads_to(&self, address: IpAddr, peer: PeerId) -> bool {
         match self.routes.lookup(address) {
+            // A key is a peer's alone, whatever its address.
+            Some(NextHop::Peer(owner)) if self.config.tunnel == Tunnel::WireGuard => *owner == peer,
             Some(NextHop::Peer(owner)) => self.peers.share_address(*owner, peer),
             Some(NextHop::Local) | None => false,
         }

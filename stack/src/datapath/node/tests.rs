@@ -89,6 +89,7 @@ fn node(number: u8, format: &str) -> Node {
         vtep_mac: Some(vtep(other)),
         checksums: Checksums::Complete,
         multicast: false,
+        wireguard: None,
     });
     node
 }
@@ -782,6 +783,7 @@ fn a_lease_within_another_is_its_own_holders_alone() {
             vtep_mac: None,
             checksums: Checksums::Complete,
             multicast: false,
+            wireguard: None,
         });
     }
     for (host, source, is_taken) in [
@@ -1057,6 +1059,7 @@ fn a_peer_that_goes_takes_its_route_with_it() {
         vtep_mac: None,
         checksums: Checksums::Complete,
         multicast: false,
+        wireguard: None,
     });
     assert!(node.remove_peer(PeerId(2)));
     assert!(matches!(
@@ -1209,6 +1212,7 @@ fn peer(id: u8, subnet: &str) -> Peer {
         vtep_mac: Some(vtep(id)),
         checksums: Checksums::Complete,
         multicast: false,
+        wireguard: None,
     }
 }
 
