@@ -9,6 +9,7 @@ pub mod control;
 pub mod datapath;
 pub mod drops;
 pub mod endpoint;
+pub mod secret;
 #[cfg(feature = "sim")]
 pub mod sim;
 

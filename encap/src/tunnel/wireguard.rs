@@ -91,9 +91,15 @@ pub fn decode_key(text: &str) -> Result<[u8; 32], InvalidKey> {
     Ok(key)
 }
 
+/// The text of a key.
+#[must_use]
+pub fn encode_key(key: &[u8; 32]) -> String {
+    BASE64_STANDARD.encode(key)
+}
+
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&BASE64_STANDARD.encode(self.0))
+        f.pad(&encode_key(&self.0))
     }
 }
 

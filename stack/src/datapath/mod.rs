@@ -32,6 +32,8 @@ pub mod trace;
 pub mod tunnel;
 pub mod uplink;
 mod verdict;
+#[cfg(feature = "wireguard")]
+pub mod wireguard;
 pub mod work;
 
 use std::collections::VecDeque;
