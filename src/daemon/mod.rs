@@ -845,7 +845,7 @@ impl Driver {
         });
         let nodes = nodes.collect::<Result<_>>()?;
         let (sender, events) = mpsc::unbounded_channel();
-        let workers = Workers::start(nodes, &outside, &connector, self.clock, &sender);
+        let workers = Workers::start(nodes, None, &outside, &connector, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
         let facts = NodeInfo {
             settings: self.settings.clone(),

@@ -15,6 +15,7 @@ mod output;
 mod packet_loop;
 mod published;
 mod report;
+mod sealing;
 mod succession;
 mod tables;
 mod uplink;
@@ -37,12 +38,14 @@ use muslin_stack::datapath::egress::{Egress, EgressConfig, Owners};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
+use muslin_stack::datapath::wireguard::WireGuardConfig;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use packet_loop::{Mailbox, PacketLoop};
 use report::Page;
 pub use report::{
     FlowTable, GroupTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Totals,
 };
+use sealing::Sealing;
 pub(crate) use succession::Holdings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{self, timeout_at};
@@ -114,12 +117,13 @@ pub struct Ended;
 
 impl Workers {
     /// Starts a thread for each pair of node and sockets, each with its share of egress and the way
-    /// to `dns`; their events go to `events`. They read nothing until [`Self::read`].
+    /// to `dns`; their events go to `events`. With WireGuard there is one. They read nothing until [`Self::read`].
     ///
     /// # Errors
     /// If the kernel gives no threads or descriptors.
     pub fn start(
         nodes: Vec<(Node, Underlay)>,
+        wireguard: Option<&WireGuardConfig>,
         outside: &EgressConfig,
         dns: &DnsConnector,
         clock: Clock,
@@ -159,9 +163,13 @@ impl Workers {
             if all.len() > 1 {
                 path.share(owners.clone(), mailbox.index);
             }
+            let peers = path.node().peers();
+            let sealing = wireguard.map(|config| Sealing::new(config.clone(), clock, peers));
+            let sealing = sealing.transpose().map_err(io::Error::other)?;
             let turns = mailbox.turns.clone();
             let (dns, events) = (dns.clone(), events.clone());
-            let packet_loop = PacketLoop::new(path, underlay, dns, clock, events, mailbox)?;
+            let packet_loop =
+                PacketLoop::new(path, underlay, sealing, dns, clock, events, mailbox)?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || packet_loop.run())?;

@@ -12,8 +12,10 @@ use muslin_encap::offload::batch::{self, Queued, SendBatch};
 use muslin_encap::offload::merge::{self, MergeSettings, Merged, Merger};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{GsoKind, Header};
+use muslin_stack::Instant;
 use muslin_stack::datapath::frame;
 use muslin_stack::datapath::node::Verdict;
+use muslin_stack::datapath::peer::PeerId;
 use muslin_stack::datapath::port::PortId;
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
@@ -22,9 +24,10 @@ use tracing::warn;
 use super::Node;
 use super::batches::Batches;
 use super::busy_poll::BusyPoll;
+use super::sealing::{Contents, Sealing};
 use crate::device::{FrameDevice, PodDevice, Tun};
 use crate::error::errno;
-use crate::underlay::{Route, TunnelSockets, Underlay};
+use crate::underlay::{Received, Route, TunnelSockets, Underlay};
 
 /// The largest frame or datagram, and room in front of it.
 pub(super) const BUFFER_LEN: usize = HEADROOM + frame::MAX_LEN;
@@ -52,11 +55,32 @@ struct Waiting {
     offload: Header,
 }
 
+impl Waiting {
+    /// It in the outbox' storage, for who makes a batch.
+    fn queued<'p, K>(
+        &self,
+        storage: &'p [u8],
+        key: K,
+        network: usize,
+        checksums: Checksums,
+    ) -> Queued<'p, K> {
+        Queued {
+            key,
+            packet: &storage[self.start..self.end],
+            network,
+            offload: self.offload,
+            checksums,
+        }
+    }
+}
+
 /// How a packet in the outbox leaves.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     /// By the tunnel, with these checksums.
     Tunnel(Route, Checksums),
+    /// By the tunnel, sealed for this peer.
+    Sealed(PeerId, Checksums),
     Uplink,
 }
 
@@ -120,6 +144,8 @@ pub(super) struct Io {
     pub(super) underlay: Underlay,
     /// The host interface.
     pub(super) host: Option<Tun>,
+    /// WireGuard's sessions, if it is the tunnel.
+    pub(super) sealing: Option<Sealing>,
     /// A superpacket that is to be taken apart for a device, in one piece.
     flat: Vec<u8>,
     /// Where the headers of one are made that goes to a peer at once.
@@ -141,7 +167,7 @@ pub(super) struct Io {
 
 /// What became of packets after their verdict, until the node is warned.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     lost: Vec<(DropReason, u64)>,
     /// Acknowledgements that were not sent, since a newer one is.
     superseded: u64,
@@ -150,17 +176,18 @@ struct Tally {
 }
 
 impl Tally {
-    fn lose(&mut self, reason: DropReason, packets: u64) {
+    pub(super) fn lose(&mut self, reason: DropReason, packets: u64) {
         self.lost.push((reason, packets));
     }
 }
 
 impl Io {
-    pub(super) fn new(underlay: Underlay, network: usize) -> Self {
+    pub(super) fn new(underlay: Underlay, sealing: Option<Sealing>, network: usize) -> Self {
         Self {
             ports: HashMap::new(),
             underlay,
             host: None,
+            sealing,
             flat: Vec::new(),
             headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
@@ -199,6 +226,9 @@ impl Io {
             }
             Verdict::Uplink { .. } => self.send_to_uplink(packet).map(|_| ()),
             Verdict::Host => self.send_to_host(packet),
+            Verdict::Peer { id, checksums, .. } if self.sealing.is_some() => {
+                self.send_sealed(id, checksums, packet)
+            }
             Verdict::Peer {
                 destination,
                 flow,
@@ -237,6 +267,9 @@ impl Io {
     ) {
         let Underlay { tunnel, uplink } = &self.underlay;
         let way = match verdict {
+            Verdict::Peer { id, checksums, .. } if self.sealing.is_some() => {
+                Some(Some(Way::Sealed(id, checksums)))
+            }
             Verdict::Peer {
                 destination,
                 flow,
@@ -268,7 +301,7 @@ impl Io {
     fn keep(&mut self, outbox: &mut Outbox, place: (usize, usize), way: Way, offload: Header) {
         let (headroom, len) = place;
         let network = match way {
-            Way::Tunnel(..) => outbox.network,
+            Way::Tunnel(..) | Way::Sealed(..) => outbox.network,
             Way::Uplink => frame::HEADER_LEN,
         };
         let index = outbox.packets.len();
@@ -286,25 +319,38 @@ impl Io {
         if !outbox.packets.is_empty() {
             self.batches.sent.note(outbox.packets.len());
         }
-        if let Some(tunnel) = &self.underlay.tunnel {
-            let packets = outbox.packets.iter().filter_map(|waiting| {
-                let Way::Tunnel(key, checksums) = waiting.way else {
-                    return None;
-                };
-                Some(Queued {
-                    key,
-                    packet: &outbox.storage[waiting.start..waiting.end],
-                    network: outbox.network,
-                    offload: waiting.offload,
-                    checksums,
-                })
-            });
-            send_all(tunnel, &mut outbox.headers, packets, &mut self.tally);
-        }
+        self.flush_to_tunnel(outbox);
         self.flush_to_uplink(&mut outbox.storage, &outbox.packets);
         self.acks.end_batch();
         outbox.packets.clear();
         outbox.used = 0;
+    }
+
+    fn flush_to_tunnel(&mut self, outbox: &mut Outbox) {
+        let Outbox {
+            storage,
+            packets,
+            headers,
+            network,
+            ..
+        } = outbox;
+        let Some(tunnel) = &self.underlay.tunnel else {
+            return;
+        };
+        if let Some(sealing) = &mut self.sealing {
+            let sealed = packets.iter().filter_map(|waiting| match waiting.way {
+                Way::Sealed(peer, checksums) => {
+                    Some((peer, waiting.queued(storage, (), *network, checksums)))
+                }
+                Way::Tunnel(..) | Way::Uplink => None,
+            });
+            sealing.send(tunnel, sealed, &mut self.tally);
+        }
+        let plain = packets.iter().filter_map(|waiting| match waiting.way {
+            Way::Tunnel(key, checksums) => Some(waiting.queued(storage, key, *network, checksums)),
+            Way::Sealed(..) | Way::Uplink => None,
+        });
+        send_all(tunnel, headers, plain, &mut self.tally);
     }
 
     /// Sends the frames for the uplink. Small ones of a flow that follow each other leave as one, which
@@ -358,6 +404,46 @@ impl Io {
         };
         send_all(tunnel, &mut self.headers, [queued], &mut self.tally);
         Ok(())
+    }
+
+    /// Sends any packet of the node's own to a peer, sealed.
+    fn send_sealed(
+        &mut self,
+        peer: PeerId,
+        checksums: Checksums,
+        packet: &PacketBuf<'_>,
+    ) -> Result<(), DropReason> {
+        let tunnel = self.underlay.tunnel.as_ref();
+        let tunnel = tunnel.ok_or(DropReason::UnderlayFailed)?;
+        let queued = Queued {
+            key: (),
+            packet: packet.as_slice(),
+            network: self.network,
+            offload: packet.offload(),
+            checksums,
+        };
+        if let Some(sealing) = &mut self.sealing {
+            sealing.send(tunnel, [(peer, queued)], &mut self.tally);
+        }
+        Ok(())
+    }
+
+    /// Opens what was received, if the tunnel is sealed.
+    pub(super) fn open(&mut self, received: &mut Received) -> Option<Contents> {
+        let (sealing, tunnel) = (self.sealing.as_mut()?, self.underlay.tunnel.as_ref()?);
+        Some(sealing.open(tunnel, received.datagrams(), &mut self.tally))
+    }
+
+    /// When [`Self::handle_timeout`] is next needed, if ever.
+    pub(super) fn poll_at(&self) -> Option<Instant> {
+        self.sealing.as_ref()?.wireguard.poll_at()
+    }
+
+    /// Does what is due for sessions with peers.
+    pub(super) fn handle_timeout(&mut self) {
+        if let Some(sealing) = &mut self.sealing {
+            sealing.handle_timeout(self.underlay.tunnel.as_ref(), &mut self.tally);
+        }
     }
 
     fn flood(&mut self, except: Option<PortId>, packet: &mut PacketBuf<'_>) {
@@ -461,7 +547,7 @@ fn send_all<'a>(
     }
 }
 
-fn lost_to_peer(error: Errno) -> DropReason {
+pub(super) fn lost_to_peer(error: Errno) -> DropReason {
     match error {
         Errno::EAGAIN | Errno::ENOBUFS => DropReason::UnderlayQueueFull,
         _ => DropReason::UnderlayFailed,
@@ -646,9 +732,9 @@ mod tests {
             uplink: None,
         };
         let network = frame::HEADER_LEN;
-        let (mut io, mut outbox) = (Io::new(underlay, network), Outbox::new(network));
+        let (mut io, mut outbox) = (Io::new(underlay, None, network), Outbox::new(network));
         let verdict = Verdict::Peer {
-            id: muslin_stack::datapath::peer::PeerId(1),
+            id: PeerId(1),
             destination: there.local_addr().unwrap(),
             flow: 0,
             checksums: Checksums::Complete,

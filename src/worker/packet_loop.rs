@@ -12,6 +12,8 @@ use muslin_encap::tunnel::Format;
 use muslin_stack::Instant;
 use muslin_stack::datapath::egress::FlowId;
 use muslin_stack::datapath::exchange::Message;
+use muslin_stack::datapath::node::Verdict;
+use muslin_stack::datapath::peer::Peer;
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::datapath::work::Turn;
@@ -29,6 +31,7 @@ use super::message::{Command, Event, Queue, Sibling};
 use super::output::{Io, Outbox};
 use super::published::PublishedPorts;
 use super::report::{PageWriter, Totals, View};
+use super::sealing::Sealing;
 use crate::dns::DnsConnector;
 use crate::host::{Clock, Sockets, Token, ready_of};
 use crate::underlay::{Frames, Received, TunnelSockets, Underlay, Uplink as UplinkDevice};
@@ -116,6 +119,7 @@ impl PacketLoop {
     pub(super) fn new(
         path: Datapath,
         underlay: Underlay,
+        sealing: Option<Sealing>,
         dns: DnsConnector,
         clock: Clock,
         events: mpsc::UnboundedSender<Event>,
@@ -135,7 +139,7 @@ impl PacketLoop {
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             path,
             sockets,
-            io: Io::new(underlay, network),
+            io: Io::new(underlay, sealing, network),
             published: PublishedPorts::default(),
             reads: false,
             readers: BTreeSet::new(),
@@ -187,6 +191,10 @@ impl PacketLoop {
                 self.path.handle_timeout(now, &mut self.sockets);
                 self.send_own(now);
             }
+            if self.io.poll_at().is_some_and(|due| now >= due) {
+                self.io.handle_timeout();
+                self.io.settle(self.path.node_mut());
+            }
             self.flush_captures();
             self.flush_exchange();
             self.resume_published(now);
@@ -223,6 +231,7 @@ impl PacketLoop {
     fn timeout(&self) -> EpollTimeout {
         let now = self.clock.now();
         let due = self.path.poll_at();
+        let due = self.io.poll_at().map_or(due, |sealing| sealing.min(due));
         let due = self.published.poll_at().map_or(due, |pause| pause.min(due));
         let paused = self.paused.iter().map(|(until, _)| *until);
         let due = paused.fold(due, Instant::min);
@@ -246,9 +255,12 @@ impl PacketLoop {
                     self.detach(port);
                     drop(open);
                 }
-                Command::SetPeer(peer) => self.path.node_mut().set_peer(peer),
+                Command::SetPeer(peer) => self.set_peer(peer),
                 Command::RemovePeer(peer) => {
                     self.path.node_mut().remove_peer(peer);
+                    if let Some(sealing) = &mut self.io.sealing {
+                        sealing.wireguard.remove_peer(peer);
+                    }
                 }
                 Command::Probe(peers) => {
                     let now = self.clock.now();
@@ -299,6 +311,13 @@ impl PacketLoop {
         }
         self.send_own(now);
         std::ops::ControlFlow::Continue(())
+    }
+
+    fn set_peer(&mut self, peer: Peer) {
+        if let Some(sealing) = &mut self.io.sealing {
+            sealing.wireguard.set_peer(self.clock.now(), &peer);
+        }
+        self.path.node_mut().set_peer(peer);
     }
 
     fn attach(&mut self, port: PortId, attachment: Attachment, Queue { device, reads }: Queue) {
@@ -508,16 +527,21 @@ impl PacketLoop {
             true => Merging::On,
             false => Merging::Off,
         };
-        path.from_underlay_batch(
-            now,
-            received.datagrams(),
-            merging,
-            sockets,
-            |verdict, packet| {
-                io.batches.merged += u64::from(!packet.is_single());
-                io.send(verdict, packet);
-            },
-        );
+        let opened = io.open(received);
+        let send = |verdict: Verdict, packet: &mut PacketBuf<'_>| {
+            io.batches.merged += u64::from(!packet.is_single());
+            io.send(verdict, packet);
+        };
+        match &opened {
+            Some(opened) => {
+                let packets = opened.packets(received.datagrams());
+                path.from_wireguard_batch(now, packets, merging, sockets, send);
+            }
+            None => path.from_underlay_batch(now, received.datagrams(), merging, sockets, send),
+        }
+        if let (Some(sealing), Some(opened)) = (&mut io.sealing, opened) {
+            sealing.recycle(opened);
+        }
         self.send_own(now);
     }
 

@@ -69,6 +69,13 @@ reasons! {
     VxlanNoVni, "vxlan-no-vni", "A VXLAN header had no valid VNI.";
     IpipHeader, "ipip-header", "A datagram was not a whole IPv4 packet in IPv4.";
     UnknownVni, "unknown-vni", "A VXLAN packet belonged to another network.";
+    WireguardMalformed, "wireguard-malformed", "A datagram was no message of WireGuard, or there was no IP packet in it.";
+    WireguardForged, "wireguard-forged", "A message of WireGuard was not authentic.";
+    WireguardReplayed, "wireguard-replayed", "A message of WireGuard came twice, or long after later ones.";
+    WireguardUnknownKey, "wireguard-unknown-key", "A handshake came from a node whose key no lease has.";
+    WireguardNoSession, "wireguard-no-session", "A message of WireGuard was of no session with a peer, or a packet could not be sealed in one.";
+    WireguardRate, "wireguard-rate", "An address sent more handshakes than are answered.";
+    WireguardNoHandshake, "wireguard-no-handshake", "A packet waited for a handshake with a peer in vain, or too many did.";
     DestinationMacForeign, "destination-mac-foreign", "A frame from another node was not addressed to this one.";
     PodAwaited, "pod-awaited", "A packet was for a pod that was here before the node was restarted and is not back yet.";
     NextHopUnknown, "next-hop-unknown", "A frame came from a peer's host before its MAC address was known.";
@@ -175,6 +182,13 @@ impl DropReason {
                 | Self::UnderlayOverflow
                 | Self::UnderlayQueueFull
                 | Self::UnderlayFailed
+                | Self::WireguardMalformed
+                | Self::WireguardForged
+                | Self::WireguardReplayed
+                | Self::WireguardUnknownKey
+                | Self::WireguardNoSession
+                | Self::WireguardRate
+                | Self::WireguardNoHandshake
         )
     }
 
@@ -188,6 +202,7 @@ impl DropReason {
                 | Self::GroupPeersExceeded
                 | Self::HostTableFull
                 | Self::ExchangeRate
+                | Self::WireguardRate
                 | Self::EgressFragmentsFull
                 | Self::EgressTableFull
                 | Self::EgressPodFull

@@ -95,13 +95,13 @@ pub struct SendBatch<'a, K> {
 /// Such a tunnel cannot repeat what is in front of the inner packets of a superpacket, as
 /// [`SendBatch::push`] does: each datagram has a counter and is encrypted as a whole.
 pub trait Seal<K> {
-    /// The room in bytes that sealing needs in front of a datagram of `len` bytes and behind it; a
-    /// longer one needs no less in all.
-    fn room(&self, len: usize) -> (usize, usize);
+    /// Length in bytes of what is sent for a datagram of `len` bytes; for a longer one it is no less.
+    fn len(&self, len: usize) -> usize;
 
-    /// Seals the datagram to `key` that is in `sealed` between that room. Datagrams are sealed in the
-    /// order in which they are sent.
-    fn seal(&mut self, key: K, sealed: &mut [u8]);
+    /// Seals the datagram to `key` that is in two pieces into `sealed`, which is as long as [`Self::len`] says.
+    /// False if it cannot: the datagram is lost then. Datagrams are sealed in the order in which they are
+    /// sent.
+    fn seal(&mut self, key: K, pieces: [&[u8]; 2], sealed: &mut [u8]) -> bool;
 }
 
 /// The batch has no room for a packet or for the rest of a superpacket.
@@ -158,8 +158,8 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
         Ok(Ok(()))
     }
 
-    /// Adds a packet as [`Self::push`] does, with each of its datagrams sealed. They are copied into
-    /// the header area, which must have room for the longest of them.
+    /// Adds a packet as [`Self::push`] does, with each of its datagrams sealed into the header area, which
+    /// must have room for the longest of them.
     ///
     /// # Errors
     /// Those of [`Self::push`].
@@ -177,16 +177,14 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
             checksums,
         } = *queued;
         let Some(gso) = offload.gso else {
-            return Ok(self.sealed(key, packet, &[], 1, seal));
+            return Ok(self.sealed(key, [packet, &[]], 1, seal));
         };
         let mut rest = match split.take() {
             Some(rest) => rest,
-            None => whole(packet, network, (gso, checksums), |len| {
-                sealed_len(seal, len)
-            })?,
+            None => whole(packet, network, (gso, checksums), |len| seal.len(len))?,
         };
         let mut header = [0; split::MAX_HEADER_LEN];
-        let longest = sealed_len(seal, network + rest.mtu_needed());
+        let longest = seal.len(network + rest.mtu_needed());
         while rest.remaining() > 0 {
             // Once a segment is cut off it must be sent.
             if !self.has_room(longest) {
@@ -199,7 +197,7 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
             };
             let packets = usize::from(rest.remaining() == 0);
             for (header, payload) in train.segments() {
-                if self.sealed(key, header, payload, packets, seal).is_err() {
+                if self.sealed(key, [header, payload], packets, seal).is_err() {
                     return Ok(Err(Full));
                 }
             }
@@ -216,22 +214,19 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
     fn sealed(
         &mut self,
         key: K,
-        header: &[u8],
-        payload: &[u8],
+        pieces: [&[u8]; 2],
         packets: usize,
         seal: &mut impl Seal<K>,
     ) -> Result<(), Full> {
-        let len = header.len() + payload.len();
-        let (front, back) = seal.room(len);
-        let whole = front + len + back;
+        let whole = seal.len(pieces.iter().map(|piece| piece.len()).sum());
         if !self.has_room(whole) {
             return Err(Full);
         }
         let (sealed, rest) = std::mem::take(&mut self.headers).split_at_mut(whole);
         self.headers = rest;
-        sealed[front..front + header.len()].copy_from_slice(header);
-        sealed[front + header.len()..front + len].copy_from_slice(payload);
-        seal.seal(key, sealed);
+        if !seal.seal(key, pieces, sealed) {
+            return Ok(());
+        }
         self.datagram(key, sealed, packets)
     }
 
@@ -335,12 +330,6 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
         }
         Ok(())
     }
-}
-
-/// Length of a datagram of `len` bytes when it is sealed.
-fn sealed_len<K>(seal: &impl Seal<K>, len: usize) -> usize {
-    let (front, back) = seal.room(len);
-    front + len + back
 }
 
 /// Prepares to split a superpacket, each segment of which must fit a datagram.
@@ -543,11 +532,13 @@ mod tests {
     }
 
     impl Seal<u8> for Toy {
-        fn room(&self, len: usize) -> (usize, usize) {
-            (5, 1 + len % 2)
+        fn len(&self, len: usize) -> usize {
+            5 + len.next_multiple_of(2) + 1
         }
 
-        fn seal(&mut self, key: u8, sealed: &mut [u8]) {
+        fn seal(&mut self, key: u8, [one, two]: [&[u8]; 2], sealed: &mut [u8]) -> bool {
+            sealed[5..5 + one.len()].copy_from_slice(one);
+            sealed[5 + one.len()..][..two.len()].copy_from_slice(two);
             let number = &mut self.next[usize::from(key)];
             let (head, rest) = sealed.split_at_mut(5);
             head[0] = key;
@@ -556,6 +547,7 @@ mod tests {
             text.iter_mut().for_each(|byte| *byte ^= *number as u8);
             *last = text.iter().fold(0, |sum, byte| sum ^ byte);
             *number += 1;
+            true
         }
     }
 

@@ -20,6 +20,7 @@ use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::node::Sender;
 use crate::datapath::observe::Observer;
+use crate::datapath::peer::PeerId;
 use crate::datapath::verdict::Verdict;
 
 /// How many datagrams have their senders looked up before the first of them is decided about. Among many
@@ -34,6 +35,15 @@ pub enum Merging {
     On,
     /// Each stays as it came.
     Off,
+}
+
+/// Whose a datagram is said to be.
+#[derive(Debug, Clone, Copy)]
+enum Origin {
+    /// Of whichever peer has this address.
+    Address(SocketAddr),
+    /// Of this peer, as WireGuard has found, wherever it came from.
+    Peer(PeerId, SocketAddr),
 }
 
 /// A datagram whose sender has been looked up.
@@ -61,6 +71,31 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         &mut self,
         now: Instant,
         datagrams: impl Iterator<Item = (SocketAddr, &'a mut [u8])>,
+        merging: Merging,
+        host: &mut impl Host,
+        send: impl FnMut(Verdict, &mut PacketBuf<'_>),
+    ) {
+        let datagrams = datagrams.map(|(source, datagram)| (Origin::Address(source), datagram));
+        self.take_batch(now, datagrams, merging, host, send);
+    }
+
+    /// The same of messages that WireGuard has opened in their places, with the peers that sealed them.
+    pub fn from_wireguard_batch<'a>(
+        &mut self,
+        now: Instant,
+        opened: impl Iterator<Item = (PeerId, SocketAddr, &'a mut [u8])>,
+        merging: Merging,
+        host: &mut impl Host,
+        send: impl FnMut(Verdict, &mut PacketBuf<'_>),
+    ) {
+        let opened = opened.map(|(peer, source, message)| (Origin::Peer(peer, source), message));
+        self.take_batch(now, opened, merging, host, send);
+    }
+
+    fn take_batch<'a>(
+        &mut self,
+        now: Instant,
+        datagrams: impl Iterator<Item = (Origin, &'a mut [u8])>,
         merging: Merging,
         host: &mut impl Host,
         mut send: impl FnMut(Verdict, &mut PacketBuf<'_>),
@@ -122,15 +157,16 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     /// the sender of the one before them. False if there is none.
     fn look_up_senders<'a>(
         &self,
-        datagrams: &mut impl Iterator<Item = (SocketAddr, &'a mut [u8])>,
+        datagrams: &mut impl Iterator<Item = (Origin, &'a mut [u8])>,
         last: &mut Option<Sender>,
         room: &mut [Option<Known<'a>>; AHEAD],
     ) -> bool {
-        for (place, (source, datagram)) in room.iter_mut().zip(datagrams) {
-            // The datagrams of a train have one source.
-            let sender = match *last {
-                Some(sender) if sender.address() == source => sender,
-                _ => *last.insert(self.node.sender(source)),
+        for (place, (origin, datagram)) in room.iter_mut().zip(datagrams) {
+            let sender = match (origin, *last) {
+                (Origin::Peer(peer, source), _) => Sender::of_peer(peer, source),
+                // The datagrams of a train have one source.
+                (Origin::Address(source), Some(sender)) if sender.address() == source => sender,
+                (Origin::Address(source), _) => *last.insert(self.node.sender(source)),
             };
             *place = Some(Known {
                 sender,

@@ -225,6 +225,14 @@ pub struct Sender {
 }
 
 impl Sender {
+    /// A peer that is known by its key, whose datagram came from there.
+    pub(in crate::datapath) const fn of_peer(peer: PeerId, address: SocketAddr) -> Self {
+        Self {
+            address,
+            peer: Some(peer),
+        }
+    }
+
     /// Where it sent from.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
