@@ -58,6 +58,14 @@ impl Waiting {
         std::mem::take(&mut self.packets).into_iter()
     }
 
+    /// Drops what is for a peer, and says how much that is.
+    fn forget(&mut self, peer: PeerId) -> usize {
+        let before = self.packets.len();
+        self.packets.retain(|(owner, _)| *owner != peer);
+        self.bytes = self.packets.iter().map(|(_, it)| it.packet.len()).sum();
+        before - self.packets.len()
+    }
+
     /// Adds a packet, and says how many others were lost for it.
     fn push(&mut self, peer: PeerId, staged: Staged) -> usize {
         self.bytes += staged.packet.len();
@@ -209,32 +217,50 @@ impl Links {
         self.join(id, peer, leased);
     }
 
-    /// A link is a peer's, too, whose lease says where it is.
+    /// A link is a peer's, too, whose lease says where it is. Says how many packets were waiting for the one
+    /// that it was.
     pub(super) fn join(
         &mut self,
         id: LinkId,
         (peer, version): (PeerId, IpVersion),
         leased: SocketAddr,
-    ) {
-        let Some(link) = self.all.get_mut(&id) else {
-            return;
+    ) -> usize {
+        let Some(link) = self.all.get(&id) else {
+            return 0;
         };
-        link.set_leased(leased);
-        let before = link.peers[place(version)].replace(peer);
-        for slot in &mut link.peers[1 - place(version)..][..1] {
-            // It has changed its IP version.
-            slot.take_if(|it| *it == peer);
-        }
-        if let Some(before) = before.filter(|it| *it != peer)
-            && let Some(slot) = self.by_peer.get_mut(before.0 as usize)
+        let [was, other] = [link.peers[place(version)], link.peers[1 - place(version)]];
+        let mut lost = 0;
+        for gone in was
+            .filter(|it| *it != peer)
+            .into_iter()
+            .chain(other.filter(|it| *it == peer))
         {
-            *slot = None;
+            lost += self.leave(id, gone);
+        }
+        if let Some(link) = self.all.get_mut(&id) {
+            link.set_leased(leased);
+            link.peers[place(version)] = Some(peer);
         }
         let at = peer.0 as usize;
         if self.by_peer.len() <= at {
             self.by_peer.resize(at + 1, None);
         }
         self.by_peer[at] = Some(id);
+        lost
+    }
+
+    /// A link is not this peer's any more. Says how many packets were waiting for it.
+    fn leave(&mut self, id: LinkId, peer: PeerId) -> usize {
+        if let Some(slot) = self.by_peer.get_mut(peer.0 as usize) {
+            *slot = None;
+        }
+        let Some(link) = self.all.get_mut(&id) else {
+            return 0;
+        };
+        for slot in &mut link.peers {
+            slot.take_if(|it| *it == peer);
+        }
+        link.staged.forget(peer)
     }
 
     /// Gives a link another tunnel.
@@ -257,21 +283,13 @@ impl Links {
         let Some(id) = self.id_of_peer(peer) else {
             return 0;
         };
-        self.by_peer[peer.0 as usize] = None;
-        let Some(link) = self.all.get_mut(&id) else {
-            return 0;
-        };
-        for slot in &mut link.peers {
-            slot.take_if(|it| *it == peer);
+        let lost = self.leave(id, peer);
+        let link = self.all.get(&id);
+        if let Some(key) = link.filter(|it| it.peers == [None; 2]).map(Link::key) {
+            self.set_tunnel(id, None);
+            self.by_key.remove(&key);
+            self.all.remove(&id);
         }
-        if link.peers.iter().any(Option::is_some) {
-            return 0;
-        }
-        let waiting = link.staged.packets.len();
-        let key = link.key;
-        self.set_tunnel(id, None);
-        self.by_key.remove(&key);
-        self.all.remove(&id);
-        waiting
+        lost
     }
 }

@@ -293,7 +293,9 @@ impl WireGuard {
             self.remove_peer(peer.id);
         }
         if let Some(id) = self.links.by_key(key) {
-            return self.links.join(id, (peer.id, version), end.endpoint);
+            let lost = self.links.join(id, (peer.id, version), end.endpoint);
+            self.given_up += lost as u64;
+            return;
         }
         // A key that is no point has no tunnel: what goes to that peer waits in vain.
         let tunnel = self.new_tunnel(now, key);
