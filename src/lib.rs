@@ -44,4 +44,5 @@ pub mod store;
 mod takeover;
 mod terminal;
 pub mod underlay;
+mod wireguard_key;
 pub mod worker;

@@ -31,6 +31,9 @@ const IRREGULAR: &str = "it is not a regular file";
 /// A Unix socket's path fits 107 bytes and a zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
+/// The name of the file with a node's private key of WireGuard.
+const WIREGUARD_KEY: &str = "wireguard.key";
+
 /// Where state is kept unless the user says otherwise: `$XDG_STATE_HOME/muslin`, else
 /// `~/.local/state/muslin`, else `/var/lib/muslin`.
 #[must_use]
@@ -88,6 +91,12 @@ pub fn default_node_name() -> String {
 #[must_use]
 pub fn socket_path(state_dir: &Path, name: &str) -> PathBuf {
     node_dir(state_dir, name).join("control.sock")
+}
+
+/// Where the node `name` has its private key of WireGuard, unless the user says otherwise.
+#[must_use]
+pub fn wireguard_key_file(state_dir: &Path, name: &str) -> PathBuf {
+    node_dir(state_dir, name).join(WIREGUARD_KEY)
 }
 
 /// What is to be out of sight for whoever must not reach a node's socket, not even one that another
@@ -261,6 +270,12 @@ impl StateDir {
     #[must_use]
     pub fn socket_named(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// Where the node has its private key, unless the user says otherwise.
+    #[must_use]
+    pub fn wireguard_key_file(&self) -> PathBuf {
+        self.dir.join(WIREGUARD_KEY)
     }
 
     /// The node's default path of the subnet file.

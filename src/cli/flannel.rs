@@ -381,6 +381,9 @@ fn flag(word: &str) -> Option<(&str, Option<&str>)> {
     }
 }
 
+/// The flag for which flannel has a variable alone, without a prefix.
+const KEY_FILE: &str = "wireguard-key-file";
+
 /// Lets each flag be set by `MUSLIN_<FLAG>`, and those that are flannel's by `FLANNELD_<FLAG>` too,
 /// which comes after it; an empty variable is none.
 pub(super) fn with_environment(command: Command) -> Command {
@@ -397,6 +400,7 @@ fn variable(arg: &Arg, own: &Command) -> Option<String> {
     let name = long.to_ascii_uppercase().replace('-', "_");
     let is_flannels = own.get_arguments().any(|arg| arg.get_long() == Some(long));
     let prefixes: &[&str] = match (is_flannels, arg.is_hide_set()) {
+        _ if long == KEY_FILE => &["MUSLIN_", ""],
         (true, _) => &["MUSLIN_", "FLANNELD_"],
         (false, false) => &["MUSLIN_"],
         (false, true) => &[],

@@ -12,7 +12,9 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
 use muslin_stack::addresses::{Addresses, Nets};
-use muslin_stack::control::lease::{Backend, Ipv6Range, NetworkConfig, VxlanOptions, WantedConfig};
+use muslin_stack::control::lease::{
+    Backend, Ipv6Range, NetworkConfig, VxlanOptions, WantedConfig, WireGuardMode, WireGuardOptions,
+};
 use muslin_stack::datapath::egress::Nat64Prefix;
 use tracing::warn;
 
@@ -93,9 +95,22 @@ pub(super) struct Arguments {
     /// VXLAN network identifier [default: 1]
     #[arg(long)]
     vni: Option<u32>,
-    /// UDP port of every node's tunnel [default: 8472 for vxlan, 8285 for udp]
+    /// UDP port of every node's tunnel; with wireguard that of IPv6 is the next one [default: 8472 for vxlan,
+    /// 8285 for udp, 51820 for wireguard]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
+    /// With wireguard, whether each IP version has a port of its own, or one carries both: by addresses of
+    /// IPv4, of IPv6, or of what seems to be better [default: separate]
+    #[arg(long, value_name = "MODE")]
+    wireguard_mode: Option<ModeName>,
+    /// With wireguard, a file with the secret that all nodes share beside their keys, as 'wg genpsk' makes it
+    /// [default: systemd's credential wireguard-psk, if there is one]
+    #[arg(long, value_name = "FILE")]
+    wireguard_psk_file: Option<PathBuf>,
+    /// The file with the node's private key, for the backend wireguard; it is made if there is none; also by
+    /// flannel's variable WIREGUARD_KEY_FILE [default: wireguard.key in the node's state directory]
+    #[arg(long, value_name = "FILE")]
+    wireguard_key_file: Option<PathBuf>,
     /// MTU between the nodes in bytes; the pods' MTU is smaller by the encapsulation [default: the
     /// interface's]
     #[arg(long, value_name = "BYTES")]
@@ -104,7 +119,8 @@ pub(super) struct Arguments {
     /// those in this machine's /etc/resolv.conf; with --egress off none]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns: Vec<IpAddr>,
-    /// Number of packet threads; a flow stays on one of them [default: that of processors, at most 4]
+    /// Number of packet threads; a flow stays on one of them [default: that of processors, at most 4; one for
+    /// wireguard]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: Option<u8>,
     /// The kernel offloads to use, where available
@@ -210,6 +226,33 @@ enum BackendName {
     HostGw,
     /// IPv4 in IPv4
     Ipip,
+    /// WireGuard: encrypted IP packets in UDP datagrams
+    #[value(name = "wireguard")]
+    WireGuard,
+}
+
+/// [`WireGuardMode`] on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ModeName {
+    /// Each IP version by itself, on a port of its own
+    Separate,
+    /// Both by one port and the address that seems to be better
+    Auto,
+    /// Both by one port and IPv4 addresses
+    Ipv4,
+    /// Both by one port and IPv6 addresses
+    Ipv6,
+}
+
+impl From<ModeName> for WireGuardMode {
+    fn from(mode: ModeName) -> Self {
+        match mode {
+            ModeName::Separate => Self::Separate,
+            ModeName::Auto => Self::Auto,
+            ModeName::Ipv4 => Self::Ipv4,
+            ModeName::Ipv6 => Self::Ipv6,
+        }
+    }
 }
 
 /// Bytes of the shortest secret of nodes that ask each other.
@@ -255,6 +298,9 @@ pub(super) fn places(settings: &NodeSettings) -> Places {
         }
     }
     if let Some(file) = &settings.subnet_file {
+        places.write_beside(file, 0o755);
+    }
+    if let Some(file) = &settings.wireguard_key_file {
         places.write_beside(file, 0o755);
     }
     if let Some(socket) = &settings.socket {
@@ -307,6 +353,8 @@ impl Arguments {
             multicast: self.multicast,
             egress: self.egress()?,
             workers: self.workers.map_or_else(default_workers, usize::from),
+            has_named_workers: self.workers.is_some(),
+            wireguard_key_file: self.wireguard_key_file.clone(),
             offload: self.offload()?,
             renew_margin: flannel.renew_margin(),
             subnet_file: flannel.subnet_file(),
@@ -419,7 +467,7 @@ impl Arguments {
                 let config = NetworkConfig::new(ipv4.unwrap_or_default(), *subnet_len, backend);
                 config.and_then(|config| match ipv6 {
                     Some(range) => config.with_ipv6(range),
-                    None => Ok(config),
+                    None => config.without_ipv6(),
                 })
             }
         };
@@ -462,9 +510,21 @@ impl Arguments {
         match name {
             BackendName::Vxlan => {}
             _ if self.vni.is_some() => return goes_with("--vni", "--backend vxlan"),
-            BackendName::Udp => {}
-            _ if self.port.is_some() => return goes_with("--port", "--backend vxlan or udp"),
+            BackendName::Udp | BackendName::WireGuard => {}
+            _ if self.port.is_some() => {
+                return goes_with("--port", "--backend vxlan, udp or wireguard");
+            }
             BackendName::HostGw | BackendName::Ipip => {}
+        }
+        match name {
+            BackendName::WireGuard => {}
+            _ if self.wireguard_mode.is_some() => {
+                return goes_with("--wireguard-mode", "--backend wireguard");
+            }
+            _ if self.wireguard_psk_file.is_some() => {
+                return goes_with("--wireguard-psk-file", "--backend wireguard");
+            }
+            _ => {}
         }
         match name {
             BackendName::Vxlan => {
@@ -479,16 +539,50 @@ impl Arguments {
             BackendName::Ipip => Ok(Backend::Ipip {
                 direct_routing: self.direct_routing,
             }),
-            BackendName::Udp | BackendName::HostGw if self.direct_routing => {
+            BackendName::Udp | BackendName::HostGw | BackendName::WireGuard
+                if self.direct_routing =>
+            {
                 goes_with("--direct-routing", "--backend vxlan or ipip")
             }
+            BackendName::WireGuard => self.wireguard().map(Backend::WireGuard),
             BackendName::HostGw => Ok(Backend::HostGw),
             BackendName::Udp => Ok(Backend::Udp {
                 port: self.port.unwrap_or(udp::PORT),
             }),
         }
     }
+
+    fn wireguard(&self) -> Result<WireGuardOptions> {
+        if self.workers.is_some_and(|workers| workers > 1) {
+            return Err(Error::usage(
+                "--workers: a node of the backend wireguard has one packet thread",
+            ));
+        }
+        let mut options = WireGuardOptions::default();
+        options.mode = self.wireguard_mode.map(Into::into).unwrap_or_default();
+        if let Some(port) = self.port {
+            options.listen_port = port;
+            options.listen_port_v6 = port.checked_add(1).ok_or_else(|| {
+                Error::usage(format!(
+                    "--port {port}: wireguard needs the next port, too, and there is none"
+                ))
+            })?;
+        }
+        let psk = secret::read(self.wireguard_psk_file.as_deref(), "wireguard-psk")?;
+        options.psk = match psk.map(|psk| psk.parse()) {
+            None => None,
+            Some(Ok(psk)) => Some(psk),
+            Some(Err(error)) => {
+                let text = format!(
+                    "the secret of --wireguard-psk-file is none: {error}, as of 'wg genpsk'"
+                );
+                return Err(Error::usage(text));
+            }
+        };
+        Ok(options)
+    }
 }
+
 /// As many packet threads as this process may use processors, within reason: each has tables of its
 /// own, and a few carry more than most links.
 fn default_workers() -> usize {

@@ -88,7 +88,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
 
 /// A node's status for people.
 fn describe(status: &Status) -> String {
-    let ends = describe_ends(status.tunnel_ip, status.port);
+    let ends = describe_ends(status.tunnel_ip, status.ports());
     let tunnel = format!("{} on {ends}", status.backend);
     let public = if status.public_ip == status.tunnel_ip {
         String::new()
@@ -101,6 +101,10 @@ fn describe(status: &Status) -> String {
         .unwrap_or_default();
     let vtep = status.vtep_mac.as_ref();
     let vtep = vtep.map(|mac| format!(", VTEP {mac}")).unwrap_or_default();
+    let key = status.public_key.as_ref();
+    let key = key
+        .map(|key| format!(", public key {key}"))
+        .unwrap_or_default();
     let packets = status.packets;
     let rows = [
         (
@@ -126,7 +130,7 @@ fn describe(status: &Status) -> String {
         ),
         (
             "tunnel",
-            format!("{tunnel} ({}){public}{vni}{vtep}", status.interface),
+            format!("{tunnel} ({}){public}{vni}{vtep}{key}", status.interface),
         ),
         ("uplink", status.uplink.clone().unwrap_or("none".to_owned())),
         (

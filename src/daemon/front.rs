@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ const EVENTS_PATIENCE: Duration = Duration::from_secs(15);
 /// A node as its clients see it.
 pub(super) struct Front {
     pub(super) name: String,
-    queues: usize,
+    queues: AtomicUsize,
     sockets: Vec<(PathBuf, Level)>,
     pub(super) condition: watch::Receiver<condition::State>,
     running: OnceLock<Arc<RunningNode>>,
@@ -83,7 +83,7 @@ impl Front {
     ) -> Self {
         Self {
             name,
-            queues,
+            queues: queues.into(),
             sockets,
             condition,
             running: OnceLock::new(),
@@ -103,6 +103,11 @@ impl Front {
     /// The node's name.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Each pod is to have so many queues.
+    pub(super) fn set_queues(&self, queues: usize) {
+        self.queues.store(queues, Ordering::Relaxed);
     }
 
     /// Clients are answered from now on.
@@ -196,7 +201,11 @@ impl Service for Front {
     type Session = Session;
 
     fn welcome(&self) -> Welcome {
-        let mut welcome = Welcome::new(env!("CARGO_PKG_VERSION"), &self.name, self.queues);
+        let mut welcome = Welcome::new(
+            env!("CARGO_PKG_VERSION"),
+            &self.name,
+            self.queues.load(Ordering::Relaxed),
+        );
         welcome.not_ready = match self.running() {
             Some(_) => None,
             None => Some(self.obstacle()),

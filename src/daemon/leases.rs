@@ -28,6 +28,7 @@ impl RunningNode {
             node: &facts.settings.name,
             own: facts.subnets.into(),
             public: self.interface().public(),
+            here: self.control.lock().here(),
             known,
         }
     }

@@ -48,9 +48,10 @@ use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::Memory;
 use muslin_stack::control::lease::OwnChange;
 use muslin_stack::control::lease::{
-    Change, ConfigFault, Identity, Loss, Manager, ManagerSettings, NetworkConfig, SubnetKey,
-    WantedConfig,
+    Backend, Change, ConfigFault, Identity, LeaseRecord, Loss, Manager, ManagerSettings,
+    NetworkConfig, SubnetKey, WantedConfig, WireGuardMode,
 };
+use muslin_stack::control::peers::Here;
 use muslin_stack::control::plane::ControlPlane;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::capture::Captures;
@@ -62,7 +63,7 @@ use naming::NameService;
 use parking_lot::Mutex;
 pub(crate) use records::directories;
 use running::{NodeInfo, RunningNode};
-pub use settings::{NodeSettings, Offload, TraceSecret};
+pub use settings::{NodeSettings, Offload, TraceSecret, WireGuardSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -78,7 +79,7 @@ use crate::host::{self, Clock, Endpoints};
 use crate::http;
 use crate::journal::Journal;
 use crate::keeper::{Keeper, Kept};
-use crate::lease::{self, News, Reply};
+use crate::lease::{self, News, Reply, Terms};
 use crate::netlink::Changes;
 use crate::notify;
 use crate::random::random;
@@ -86,6 +87,7 @@ use crate::state::{self, StateDir, StoreId};
 use crate::store::{self, Measured};
 use crate::takeover::{Estate, Inherited, Predecessor};
 use crate::underlay::{Adopted, PublicInterface, TunnelSockets, Underlay};
+use crate::wireguard_key;
 use crate::worker::{Event, Node, Workers};
 
 /// Number of keys that are not leases after which no more are logged.
@@ -295,14 +297,16 @@ impl Start {
                 public_ip: public.ipv4().unwrap_or(Ipv4Addr::UNSPECIFIED),
                 public_ipv6: public.ipv6(),
                 vtep_mac: identity.vtep_mac,
+                // It is known once the network is, if that needs one.
+                public_key: None,
             },
             self.settings.prefix.clone(),
             self.settings.wanted_config.clone(),
             u64::from_ne_bytes(random()?),
         );
         settings.multicast = self.settings.multicast;
-        if let Some(listed) = listed {
-            settings.take(&listed);
+        if let Some(listed) = &listed {
+            settings.take(listed);
             identity.vtep_mac = settings.identity.vtep_mac;
         }
         // What this node knows of itself comes before what flannel's file says.
@@ -326,6 +330,7 @@ impl Start {
             state: Arc::new(self.state),
             identity,
             is_anew: false,
+            listed,
             interface,
             networks,
             awaited_since: None,
@@ -389,6 +394,8 @@ struct Driver {
     identity: state::Identity,
     /// Whether that is another one than is written down.
     is_anew: bool,
+    /// The record that a static list has for it.
+    listed: Option<LeaseRecord>,
     /// The underlay's interface as it was seen last.
     interface: watch::Receiver<PublicInterface>,
     /// Takes the pod networks, by which the interface is chosen from then on.
@@ -434,8 +441,20 @@ struct OpenTunnel {
     config: NetworkConfig,
     plan: TunnelPlan,
     interface: PublicInterface,
+    /// What WireGuard needs, if it is one of that.
+    wireguard: Option<WireGuardSettings>,
     /// For each worker.
     sockets: Vec<Option<TunnelSockets>>,
+}
+
+/// What a node has of a network's IPv6.
+enum Settled {
+    /// All, or the network has none.
+    AsItIs,
+    /// Nothing, for this reason.
+    Without(String),
+    /// That is not known yet.
+    Later,
 }
 
 impl Driver {
@@ -498,9 +517,10 @@ impl Driver {
         }
         self.networks
             .send_if_modified(|it| it.replace(config.networks()) != Some(config.networks()));
-        let reply = match self.settle_ipv6(&config) {
-            Ok(Reply::ConfigRefused) => return Ok(Reply::ConfigRefused),
-            Ok(reply) => reply,
+        let without_ipv6 = match self.settle_ipv6(&config) {
+            Ok(Settled::Later) => return Ok(Reply::ConfigRefused),
+            Ok(Settled::AsItIs) => None,
+            Ok(Settled::Without(reason)) => Some(reason),
             Err(Error::Usage(reason)) if store::is_shared(&self.settings.store) => {
                 self.await_config(&reason);
                 return Ok(Reply::ConfigRefused);
@@ -508,8 +528,12 @@ impl Driver {
             Err(error) => return Err(error),
         };
         let limits = flannel::limits(&config);
+        let public_key;
         match self.open_tunnel(config) {
-            Ok(tunnel) => self.tunnel = Some(tunnel),
+            Ok(tunnel) => {
+                public_key = tunnel.wireguard.as_ref().map(WireGuardSettings::public_key);
+                self.tunnel = Some(tunnel);
+            }
             Err(Error::Usage(reason)) if store::is_shared(&self.settings.store) => {
                 self.await_config(&reason);
                 return Ok(Reply::ConfigRefused);
@@ -520,37 +544,45 @@ impl Driver {
             warn!("{limit}");
         }
         self.condition.have(Need::Config);
-        Ok(reply)
+        Ok(Reply::ConfigTaken(Terms {
+            without_ipv6,
+            public_key,
+        }))
     }
 
     /// Looks whether the interface has what the network needs of IPv6, and waits for it where it may come:
     /// not long, unless the user has named the address or the network has nothing else.
-    fn settle_ipv6(&mut self, config: &NetworkConfig) -> Result<Reply> {
+    fn settle_ipv6(&mut self, config: &NetworkConfig) -> Result<Settled> {
         let interface = self.interface.borrow().clone();
         let plan = underlay::plan(config, &self.settings, &interface, self.identity.vtep_mac)?;
         let wanted = &self.settings.underlay;
         let had_ipv6 = self.identity.subnet_ipv6.is_some();
+        let is_only = config.backend.wireguard_mode() == Some(WireGuardMode::Ipv6);
+        let needs_ipv6 = is_only || !config.enable_ipv4;
         let (reason, is_long) = match underlay::fit(config, &plan, &interface, wanted) {
-            Fit::Good => return Ok(self.end_waiting(Reply::Taken)),
+            Fit::Good => return Ok(self.end_waiting(Settled::AsItIs)),
             Fit::Bad(reason) if wanted.public_ipv6.is_some() => {
                 let text = format!("{reason}: choose another with --public-ipv6");
                 return Err(Error::usage(text));
             }
-            Fit::WithoutIpv6(reason) if !config.enable_ipv4 => {
-                let text = format!("the network has IPv6 alone: {reason}");
-                return Err(Error::usage(text));
+            Fit::WithoutIpv6(reason) if needs_ipv6 => {
+                let why = match is_only {
+                    true => "the network's nodes reach each other by IPv6 (Mode ipv6)",
+                    false => "the network has IPv6 alone",
+                };
+                return Err(Error::usage(format!("{why}: {reason}")));
             }
             // What was there may be late at this boot.
             Fit::WithoutIpv6(reason) if interface.ends.ipv6().is_none() && had_ipv6 => {
                 (format!("{reason}, but had one before"), false)
             }
-            Fit::WithoutIpv6(reason) => return Ok(self.end_waiting(Reply::WithoutIpv6(reason))),
-            Fit::Bad(reason) => (reason, !config.enable_ipv4),
-            Fit::Soon(reason) => (reason, !config.enable_ipv4 || wanted.public_ipv6.is_some()),
+            Fit::WithoutIpv6(reason) => return Ok(self.end_waiting(Settled::Without(reason))),
+            Fit::Bad(reason) => (reason, needs_ipv6),
+            Fit::Soon(reason) => (reason, needs_ipv6 || wanted.public_ipv6.is_some()),
         };
         let since = *self.awaited_since.get_or_insert_with(Instant::now);
         if !is_long && since.elapsed() >= IPV6_PATIENCE {
-            return Ok(self.end_waiting(Reply::WithoutIpv6(reason)));
+            return Ok(self.end_waiting(Settled::Without(reason)));
         }
         if self.condition.lack(Need::Interface, &reason) {
             let how_long = match is_long {
@@ -561,10 +593,10 @@ impl Driver {
             let journal = &self.journal;
             journal.note(EventKind::InterfaceAway, "underlay", text);
         }
-        Ok(Reply::ConfigRefused)
+        Ok(Settled::Later)
     }
 
-    fn end_waiting(&mut self, reply: Reply) -> Reply {
+    fn end_waiting(&mut self, settled: Settled) -> Settled {
         if self.awaited_since.take().is_some() {
             self.condition.have(Need::Interface);
             let addresses = self.interface.borrow().public();
@@ -572,7 +604,7 @@ impl Driver {
             let journal = &self.journal;
             journal.note(EventKind::InterfaceBack, "underlay", text);
         }
-        reply
+        settled
     }
 
     /// The address that tells this node from others, for people.
@@ -643,9 +675,9 @@ impl Driver {
                 );
                 self.journal.note(EventKind::LeaseMoved, key, text);
             }
-            OwnChange::Replaced { key, vtep_mac } => {
+            OwnChange::Replaced { key, end } => {
                 let text = format!(
-                    "the lease {key} already had the public address {}, with the VTEP {vtep_mac}: \
+                    "the lease {key} already had the public address {}, with the {end}: \
                      it is taken over; if that node is alive, one of the two needs another address",
                     self.address()
                 );
@@ -665,13 +697,21 @@ impl Driver {
                 node,
                 contested,
             } => {
-                let holders = [contested.ipv4, contested.ipv6].into_iter().flatten();
-                let holders: Vec<_> = holders.map(|it| it.to_string()).collect();
-                let text = format!(
-                    "the lease {key} of {node} overlaps with that of {}: it has no traffic of \
-                     that subnet",
-                    holders.join(" and ")
-                );
+                let text = match contested.public_key {
+                    Some(holder) => format!(
+                        "the lease {key} of {node} has the public key of {holder}, whose lease is older: it \
+                         has no traffic"
+                    ),
+                    None => {
+                        let holders = [contested.ipv4, contested.ipv6].into_iter().flatten();
+                        let holders: Vec<_> = holders.map(|it| it.to_string()).collect();
+                        format!(
+                            "the lease {key} of {node} overlaps with that of {}: it has no traffic of \
+                             that subnet",
+                            holders.join(" and ")
+                        )
+                    }
+                };
                 self.journal.note(EventKind::LeaseDisputed, key, text);
             }
             OwnChange::Skipped { key, reason } => self.log_skipped(&key, &reason),
@@ -722,8 +762,45 @@ impl Driver {
         }
     }
 
+    /// What this node needs for a network of WireGuard: its key, which is made if there is none yet.
+    fn wireguard(&mut self, config: &NetworkConfig) -> Result<Option<WireGuardSettings>> {
+        let Backend::WireGuard(options) = &config.backend else {
+            return Ok(None);
+        };
+        if self.settings.workers > 1 {
+            if self.settings.has_named_workers {
+                return Err(Error::failed(format!(
+                    "--workers {}: a node of the backend wireguard has one packet thread: leave out \
+                     --workers",
+                    self.settings.workers
+                )));
+            }
+            info!("a node of the backend wireguard has one packet thread");
+            self.settings.workers = 1;
+            self.front.set_queues(1);
+        }
+        let file = self.settings.wireguard_key_file.clone();
+        let file = file.unwrap_or_else(|| self.state.wireguard_key_file());
+        let private_key = wireguard_key::read_or_make(&file)?;
+        let wireguard = WireGuardSettings::new(private_key, options);
+        if let Some(listed) = &self.listed {
+            let own = wireguard.public_key();
+            let listed = listed.public_keys().next();
+            if listed != Some(own) {
+                let instead = listed.map_or_else(String::new, |key| format!(" in place of {key}"));
+                return Err(Error::usage(format!(
+                    "{} must have public-key = \"{own}\" for this node{instead}: that is the key of {}",
+                    self.store,
+                    file.display()
+                )));
+            }
+        }
+        Ok(Some(wireguard))
+    }
+
     fn open_tunnel(&mut self, config: NetworkConfig) -> Result<OpenTunnel> {
         let mut plan = self.plan(&config)?;
+        let wireguard = self.wireguard(&config)?;
         let interface = self.interface_for(&config);
         let sockets = match &self.predecessor {
             Some(predecessor) => {
@@ -744,6 +821,7 @@ impl Driver {
             config,
             plan,
             interface,
+            wireguard,
             sockets,
         })
     }
@@ -809,7 +887,12 @@ impl Driver {
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
         let mut control = self.control.lock();
-        control.start(tunnel.config.clone(), plan, key);
+        let public = interface.public();
+        let here = Here {
+            public_key: tunnel.wireguard.as_ref().map(WireGuardSettings::public_key),
+            addresses: Addresses::new(public.ipv4(), key.ipv6().and(public.ipv6())),
+        };
+        control.start(tunnel.config.clone(), plan, key, here);
         let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
         drop(control);
         let (naming, connector) =
@@ -853,6 +936,7 @@ impl Driver {
             interface,
             config: tunnel.config,
             plan,
+            wireguard: tunnel.wireguard,
             subnets: key.nets(),
             gateway_mac: self.identity.gateway_mac.get(),
             control: self.front.sockets(),
@@ -965,7 +1049,7 @@ impl Driver {
                 let least = Mtu::MIN_IPV6.get();
                 return Err(Error::usage(format!(
                     "the lease has an IPv6 subnet, for which {} leaves less than {least} bytes: \
-                     IPv6 needs a larger MTU, and the backend vxlan or host-gw",
+                     IPv6 needs a larger MTU, and the backend vxlan, wireguard or host-gw",
                     self.interface.borrow().name
                 )));
             }
@@ -991,7 +1075,7 @@ impl Driver {
                 rules.networks = networks.iter().collect();
                 rules.host_loopback = settings.host_loopback;
                 rules.nat64 = settings.nat64;
-                rules.tunnel_port = (plan.port != 0).then_some(plan.port);
+                rules.tunnel_ports = plan.ports.iter().collect();
                 rules.stores = stores.to_vec();
                 Policy::new(rules)
             }
@@ -1155,8 +1239,8 @@ async fn stay_for_flows(front: &Front) {
 fn explain(fault: &ConfigFault) -> String {
     match fault {
         ConfigFault::OtherNetwork { .. } => format!(
-            "{fault}: to join that network leave out --network, --subnet-len, --backend, --vni, --port \
-             and --direct-routing; a second network needs another --etcd-prefix, or another --store, \
+            "{fault}: to join that network leave out --network, --subnet-len, --backend, --vni, --port, \
+             --direct-routing and --wireguard-mode; a second network needs another --etcd-prefix, or another --store, \
              and on the same machine another --port or --public-ip"
         ),
         ConfigFault::Missing(_)

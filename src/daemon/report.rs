@@ -27,7 +27,7 @@ use serde_json::Value;
 
 use super::liveness::Census;
 use super::running::RunningNode;
-use super::settings::Offload;
+use super::settings::{Offload, WireGuardSettings};
 use super::underlay;
 use crate::confine;
 use crate::error::{Context, Error, Result};
@@ -89,6 +89,14 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         }
         _ => (None, None),
     };
+    let ports = facts.plan.ports;
+    let port_v6 = (ports.ipv6 != ports.ipv4).then_some(ports.ipv6);
+    let (port, port_v6) = match (facts.subnets.ipv4(), facts.subnets.ipv6()) {
+        (Some(_), Some(_)) => (ports.ipv4, port_v6),
+        (Some(_), None) => (ports.ipv4, None),
+        (None, _) => (ports.ipv6, None),
+    };
+    let public_key = facts.wireguard.as_ref().map(WireGuardSettings::public_key);
     // Neither has what the lease does not.
     let ipv6 = running.public_ipv6();
     let of_lease = |all: Addresses| {
@@ -107,9 +115,11 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         tunnel_ip: of_lease(interface.addresses()),
         interface: interface.name,
         backend: facts.config.backend.name().to_owned(),
-        port: facts.plan.port,
+        port,
+        port_v6,
         vni,
         vtep_mac: mac,
+        public_key: public_key.map(|key| key.to_string()),
         uplink: facts
             .plan
             .is_direct
@@ -229,6 +239,7 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
     let (facts, plan) = (&running.facts, &running.plan());
     let prefix = running.interface().prefixes();
     let control = running.control.lock();
+    let here = control.here();
     let rows = control.peers().iter().map(|(key, known)| {
         let state = states.get(&known.id);
         let state_v6 = known.id_v6.and_then(|id| states.get(&id));
@@ -241,9 +252,9 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
         let path = state.map(|state| state.path);
         let signs = census.known(&names, key.first()).signs;
         let signs = signs.unwrap_or_default();
-        let half = match known.peer_v6(*key, &facts.config) {
+        let half = match known.peer_v6(*key, &facts.config, &here) {
             Some(ipv6) if key.ipv4().is_none() && facts.subnets.ipv6().is_some() => ipv6,
-            _ => known.peer(*key, &facts.config.backend),
+            _ => known.peer(*key, &facts.config, &here),
         };
         let obstacle = match (half, path) {
             (Err(unusable), _) => Some(unusable.to_string()),
@@ -258,6 +269,7 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
             public_ip: known.record.addresses(),
             backend: known.record.backend().to_owned(),
             vtep_mac: known.record.first_vtep_mac().map(|mac| mac.to_string()),
+            public_key: known.record.public_keys().next().map(|key| key.to_string()),
             usable: obstacle.is_none(),
             state: obstacle.unwrap_or_else(|| Standing::of(signs).to_string()),
             heard_seconds: signs.heard.map(|age| age.as_secs()),

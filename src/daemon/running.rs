@@ -38,7 +38,7 @@ use super::host_interface::HostState;
 use super::live::Watched;
 use super::naming::NameService;
 use super::pods::{self, Pod, Pods, check_ports, not_attached};
-use super::settings::NodeSettings;
+use super::settings::{NodeSettings, WireGuardSettings};
 use super::underlay;
 use crate::condition;
 use crate::device::PodDevice;
@@ -62,6 +62,8 @@ pub(super) struct NodeInfo {
     pub(super) interface: PublicInterface,
     pub(super) config: NetworkConfig,
     pub(super) plan: TunnelPlan,
+    /// What WireGuard needs, in a network that has it.
+    pub(super) wireguard: Option<WireGuardSettings>,
     /// The subnets of the lease.
     pub(super) subnets: Nets,
     /// The gateway's MAC address.
@@ -123,7 +125,7 @@ impl fmt::Display for NodeInfo {
             f,
             "subnet {subnets} of {}, {backend} on {}",
             config.networks(),
-            describe_ends(interface.addresses(), plan.port)
+            describe_ends(interface.addresses(), plan.ports)
         )?;
         if plan.is_direct {
             write!(f, ", unencapsulated to nodes in {}", interface.prefixes())?;

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
-use muslin_stack::control::lease::WantedConfig;
+use muslin_encap::tunnel::wireguard::PublicKey;
+use muslin_stack::control::lease::{WantedConfig, WireGuardOptions};
+use muslin_stack::datapath::wireguard;
+use muslin_stack::secret::Secret;
 
 use crate::host;
 use crate::store;
@@ -57,6 +60,10 @@ pub struct NodeSettings {
     pub egress: Option<host::EgressSettings>,
     /// Threads that move packets.
     pub workers: usize,
+    /// Whether the user has named that number.
+    pub has_named_workers: bool,
+    /// Where its private key is, which a network of WireGuard needs, if not in its state directory.
+    pub wireguard_key_file: Option<PathBuf>,
     /// Which of the kernel's offloads it uses.
     pub offload: Offload,
     /// The interface by which the host and pods reach each other, if it is to be used.
@@ -73,6 +80,40 @@ pub struct NodeSettings {
     pub admin: Option<SocketAddr>,
     /// What is known to those nodes that may ask this one about packets, if any may.
     pub trace_secret: Option<TraceSecret>,
+}
+
+/// What a node of a network of WireGuard has beside its peers.
+#[derive(Debug, Clone)]
+pub struct WireGuardSettings {
+    /// Its private key.
+    pub private_key: Secret,
+    /// What all pairs of nodes share, if they do.
+    pub psk: Option<Secret>,
+    /// How often a message is to keep a way through NAT open, if it is to.
+    pub keepalive: Option<Duration>,
+    /// Whether it has one device for both IP versions, as flannel calls it: one port, and one way to each
+    /// peer.
+    pub single: bool,
+}
+
+impl WireGuardSettings {
+    /// Those of a node with this key in a network of these options.
+    #[must_use]
+    pub fn new(private_key: Secret, options: &WireGuardOptions) -> Self {
+        let seconds = (options.keepalive != 0).then_some(options.keepalive);
+        Self {
+            private_key,
+            psk: options.psk.clone(),
+            keepalive: seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            single: options.mode.is_single(),
+        }
+    }
+
+    /// The public key that other nodes know it by.
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
+        wireguard::public_key(&self.private_key)
+    }
 }
 
 /// A secret of nodes that ask each other about packets. It is not printed.

@@ -327,7 +327,7 @@ fn bind_tunnel(
     };
     let mut all: Vec<_> = (0..settings.workers).map(|_| None).collect();
     for end in ends(plan, addresses) {
-        for (sockets, bound) in all.iter_mut().zip(bind_end(plan, settings, (format, end))?) {
+        for (sockets, bound) in all.iter_mut().zip(bind_end(settings, format, end)?) {
             let sockets: &mut TunnelSockets = sockets.get_or_insert_default();
             sockets.take_over(bound.into());
         }
@@ -337,15 +337,8 @@ fn bind_tunnel(
 
 /// Where a tunnel ends: at both addresses, if it carries both IP versions here.
 fn ends(plan: &TunnelPlan, addresses: Addresses) -> impl Iterator<Item = SocketAddr> {
-    let carries_ipv6 = matches!(
-        plan.tunnel,
-        Tunnel::Vxlan {
-            mac_v6: Some(_),
-            ..
-        }
-    );
-    let ends = underlay::ends(addresses, plan.port);
-    ends.filter(move |end| carries_ipv6 || end.is_ipv4())
+    let plan = *plan;
+    underlay::ends(addresses, plan.ports).filter(move |end| plan.has_end(end.ip()))
 }
 
 /// Where a tunnel ends in IPv6, if it does.
@@ -358,20 +351,16 @@ pub(super) fn end_v4(plan: &TunnelPlan, interface: &PublicInterface) -> Option<S
     ends(plan, interface.addresses()).find(SocketAddr::is_ipv4)
 }
 
-fn bind_end(
-    plan: &TunnelPlan,
-    settings: &NodeSettings,
-    (format, end): (Format, SocketAddr),
-) -> Result<Vec<TunnelSocket>> {
+fn bind_end(settings: &NodeSettings, format: Format, end: SocketAddr) -> Result<Vec<TunnelSocket>> {
     let options = options(format, settings);
     TunnelSocket::bind(end, options, settings.workers).map_err(|error| {
         Error::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => port_in_use(end),
-            std::io::ErrorKind::PermissionDenied if plan.port == 0 => String::from(
+            std::io::ErrorKind::PermissionDenied if end.port() == 0 => String::from(
                 "the backend ipip needs CAP_NET_RAW: let systemd start the node with \
                  AmbientCapabilities=CAP_NET_RAW, or give the container --cap-add NET_RAW",
             ),
-            _ if plan.port == 0 => format!("cannot send from {}: {error}", end.ip()),
+            _ if end.port() == 0 => format!("cannot send from {}: {error}", end.ip()),
             _ => format!("cannot listen on UDP {end}: {error}"),
         })
     })
@@ -395,13 +384,13 @@ pub(super) fn reuse(
 ) -> Option<Vec<Option<TunnelSockets>>> {
     let format = plan.tunnel.format().filter(|it| *it != Format::Ipip)?;
     let options = options(format, settings);
-    let ends = Addresses::collect(ends(plan, addresses).map(|end| end.ip()))?;
-    let has_ends = |it: &Adopted| it.has_ends(ends, plan.port, options);
+    let ends: Vec<SocketAddr> = ends(plan, addresses).collect();
+    let has_ends = |it: &Adopted| it.has_ends(&ends, options);
     let fits = kept.len() == settings.workers && kept.iter().all(has_ends);
     if !fits {
         return None;
     }
-    let options = options.without_defects(ends.iter().next()?);
+    let options = options.without_defects(ends.first()?.ip());
     let sockets = kept
         .into_iter()
         .map(|it| TunnelSockets::adopt(it, options).map(Some));

@@ -58,7 +58,7 @@ fn nodes(scene: &Scene) -> Table {
         table.add_row([
             node.node.clone(),
             node.subnet.to_string(),
-            describe_ends(node.public_ip, node.port),
+            describe_ends(node.public_ip, node.ports()),
             node.vtep_mac.clone().unwrap_or_else(|| "-".to_owned()),
             pods.join(", "),
         ]);

@@ -130,7 +130,7 @@ async fn execute(store: &dyn Store, op: Op) -> std::result::Result<Answer, Strin
 fn network(config: &NetworkConfig) -> Finding {
     match &config.backend {
         Backend::Other(name) => Finding::wrong("network", config).advise(format!(
-            "muslin has vxlan, udp, host-gw and ipip, not {name}"
+            "muslin has vxlan, udp, host-gw, ipip and wireguard, not {name}"
         )),
         _ => Finding::fine("network", config),
     }

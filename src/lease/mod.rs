@@ -11,4 +11,4 @@ pub mod table;
 
 pub use drive::Turn;
 pub use names::Sharing;
-pub use runner::{Controls, News, Reply, run};
+pub use runner::{Controls, News, Reply, Terms, run};

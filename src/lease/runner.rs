@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_encap::tunnel::wireguard::PublicKey;
 use muslin_stack::api::events::EventKind;
 use muslin_stack::control::lease::{Action, Answer, Change, Manager, OwnChange, WatchEvent};
 use smoltcp::time::Instant;
@@ -61,11 +62,19 @@ pub enum Reply {
     /// The network configuration of [`OwnChange::Configured`] cannot be used here now: it is asked for
     /// again in a while, before anything is written.
     ConfigRefused,
-    /// The network configuration of [`OwnChange::Configured`] is used, but for its IPv6 ([`Manager::go_without_ipv6`]):
-    /// why.
-    WithoutIpv6(String),
+    /// The network configuration of [`OwnChange::Configured`] is used, on these terms.
+    ConfigTaken(Terms),
     /// The node was never in the store of [`News::StoreKnown`], and has this VTEP there.
     Anew(VtepMac),
+}
+
+/// What a node is in a network whose configuration it uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Why it has no part in its IPv6 ([`Manager::go_without_ipv6`]), if it has none.
+    pub without_ipv6: Option<String>,
+    /// Its public key, if it needs one.
+    pub public_key: Option<PublicKey>,
 }
 
 /// Keeps a lease until it is given back or lost, and gives all news in order to `apply`, before
@@ -169,7 +178,14 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Rules for Runner<C, A>
             }
             match of_config {
                 Some(Reply::ConfigRefused) => self.manager.refuse_config(self.now()),
-                Some(Reply::WithoutIpv6(reason)) => self.manager.go_without_ipv6(reason),
+                Some(Reply::ConfigTaken(terms)) => {
+                    if let Some(reason) = terms.without_ipv6 {
+                        self.manager.go_without_ipv6(reason);
+                    }
+                    if let Some(public_key) = terms.public_key {
+                        self.manager.set_public_key(public_key);
+                    }
+                }
                 _ => return Ok(action),
             }
         }

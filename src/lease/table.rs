@@ -11,7 +11,7 @@ use muslin_stack::control::lease::{
     Entry, LeaseRecord, NetworkConfig, NoLease, Shares, Signs, Standing, SubnetKey, check_peer,
     lease_prefix, read_entry,
 };
-use muslin_stack::control::peers::{peer_of_ipv6, peer_of_lease};
+use muslin_stack::control::peers::{Here, peer_of_ipv6, peer_of_lease};
 use muslin_stack::datapath::peer::PeerId;
 use tokio::time::timeout;
 
@@ -35,6 +35,8 @@ pub struct Viewer<'a> {
     pub own: SubnetKey,
     /// Where the node's tunnel ends.
     pub public: Addresses,
+    /// What it knows of itself.
+    pub here: Here,
     /// What it knows of the node that has another lease.
     pub known: &'a (dyn Fn(IpNet) -> Known + Sync),
 }
@@ -126,6 +128,7 @@ pub(super) fn row(
         public_ip: None,
         backend: None,
         vtep_mac: None,
+        public_key: None,
         owner: "nobody".to_owned(),
         seconds_left: entry.ttl.map(|ttl| ttl.as_secs()),
         heard_seconds: None,
@@ -142,6 +145,7 @@ pub(super) fn row(
             row.public_ip = Some(record.addresses());
             row.backend = Some(record.backend().to_owned());
             row.vtep_mac = record.first_vtep_mac().map(|mac| mac.to_string());
+            row.public_key = record.public_keys().next().map(|key| key.to_string());
             if key == viewer.own && viewer.is_here(&record) {
                 row.node = Some(viewer.node.to_owned());
                 row.state = Standing::Alive.to_string();
@@ -191,8 +195,8 @@ pub(super) fn unusable(key: SubnetKey, record: &LeaseRecord, viewer: Viewer<'_>)
     }
     // Either half counts, if this node has such a one.
     let peer = match (key.ipv4(), viewer.own.ipv6()) {
-        (None, Some(_)) => peer_of_ipv6(PeerId(0), key, record, viewer.config),
-        _ => peer_of_lease(PeerId(0), key, record, &viewer.config.backend),
+        (None, Some(_)) => peer_of_ipv6(PeerId(0), key, record, viewer.config, &viewer.here),
+        _ => peer_of_lease(PeerId(0), key, record, viewer.config, &viewer.here),
     };
     peer.err().map(|unusable| unusable.to_string())
 }
@@ -242,6 +246,7 @@ mod tests {
             node: "n1",
             own: "10.3.1.0-24".parse().unwrap(),
             public: Ipv4Addr::new(192, 168, 0, 1).into(),
+            here: Here::default(),
             known: &|_| Known::default(),
         };
         let greedy = vxlan("192.168.0.2", "02:00:00:00:00:02");
@@ -295,6 +300,7 @@ mod tests {
             node: "n1",
             own: "10.3.1.0-24".parse().unwrap(),
             public: Ipv4Addr::new(192, 168, 0, 1).into(),
+            here: Here::default(),
             known: &known,
         };
         let one = vxlan("192.168.0.1", "02:00:00:00:00:01");

@@ -40,8 +40,8 @@ use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::control::lease::{
-    Answer, Backend, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, VxlanOptions,
-    WatchEvent,
+    Answer, Backend, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, TunnelEnd,
+    VxlanOptions, WatchEvent, WireGuardOptions,
 };
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -247,12 +247,12 @@ impl ListFile {
                 node.key.first()
             )),
             Some(node) => {
-                let mac = node.record.vtep_mac().map(|mac| mac.to_string());
+                let end = node.record.end().map(|end| end.to_string());
                 StoreError::Refused(format!(
-                    "{path} describes the node {ip} differently (backend {}, vtep-mac {}, \
-                     partial-checksums {}): restart it",
+                    "{path} describes the node {ip} differently (backend {}, {}, partial-checksums {}): \
+                     restart it",
                     node.record.backend(),
-                    mac.as_deref().unwrap_or("none"),
+                    end.as_deref().unwrap_or("no VTEP or key"),
                     node.record.checksums() == Checksums::Partial,
                 ))
             }
@@ -333,6 +333,7 @@ struct NodeTable {
     public_ip: Spanned<String>,
     subnet: Spanned<String>,
     vtep_mac: Option<Spanned<String>>,
+    public_key: Option<Spanned<String>>,
     #[serde(default)]
     partial_checksums: bool,
     #[serde(default)]
@@ -412,11 +413,15 @@ impl Source<'_> {
                 document.vni.as_ref().map(Spanned::span),
                 &["vxlan"][..],
             ),
-            ("mtu", document.mtu.as_ref().map(Spanned::span), &["vxlan"]),
+            (
+                "mtu",
+                document.mtu.as_ref().map(Spanned::span),
+                &["vxlan", "wireguard"],
+            ),
             (
                 "port",
                 document.port.as_ref().map(Spanned::span),
-                &["vxlan", "udp"],
+                &["vxlan", "udp", "wireguard"],
             ),
             (
                 "direct-routing",
@@ -424,7 +429,7 @@ impl Source<'_> {
                 &["vxlan", "ipip"],
             ),
         ];
-        let known = ["vxlan", "udp", "host-gw", "ipip"];
+        let known = ["vxlan", "udp", "host-gw", "ipip", "wireguard"];
         for (field, span, backends) in of {
             if let Some(span) = span
                 && known.contains(&name)
@@ -448,13 +453,15 @@ impl Source<'_> {
                     options.vni = Vni::new(*vni.get_ref())
                         .map_err(|error| self.mistake(vni.span(), "vni", error))?;
                 }
-                if let Some(mtu) = &document.mtu {
-                    let checked = Mtu::new(*mtu.get_ref())
-                        .map_err(|error| self.mistake(mtu.span(), "mtu", error))?;
-                    options.mtu = Some(checked);
-                }
+                options.mtu = self.mtu(document)?;
                 options.port = port.unwrap_or(options.port);
                 Ok(Backend::Vxlan(options))
+            }
+            "wireguard" => {
+                let mut options = WireGuardOptions::default();
+                options.mtu = self.mtu(document)?;
+                options.listen_port = port.unwrap_or(options.listen_port);
+                Ok(Backend::WireGuard(options))
             }
             other => {
                 let span = document
@@ -462,10 +469,20 @@ impl Source<'_> {
                     .as_ref()
                     .map(Spanned::span)
                     .unwrap_or_default();
-                let error = format!("'{other}' is not one of vxlan, udp, host-gw and ipip");
+                let error =
+                    format!("'{other}' is not one of vxlan, udp, host-gw, ipip and wireguard");
                 Err(self.mistake(span, "backend", error))
             }
         }
+    }
+
+    fn mtu(&self, document: &Document) -> std::result::Result<Option<Mtu>, String> {
+        let Some(mtu) = &document.mtu else {
+            return Ok(None);
+        };
+        let checked = Mtu::new(*mtu.get_ref());
+        let checked = checked.map_err(|error| self.mistake(mtu.span(), "mtu", error));
+        checked.map(Some)
     }
 
     fn node(
@@ -493,19 +510,35 @@ impl Source<'_> {
             let len = config.subnet_len;
             return wrong(format!("{subnet} is not a /{len}, as subnet-len requires"));
         }
-        let mac = match &table.vtep_mac {
-            None => derived_mac(ip),
-            Some(mac) => self.read("vtep-mac", mac)?,
-        };
+        let end = self.end(config, table, ip)?;
         let checksums = match table.partial_checksums {
             true => Checksums::Partial,
             false => Checksums::Complete,
         };
-        let record = LeaseRecord::of(&config.backend, ip, mac)
+        let record = LeaseRecord::of(&config.backend, ip, end)
             .with_checksums(checksums)
             .with_multicast(table.multicast);
         let key = SubnetKey::new(subnet);
         Ok((ip, Node { key, record }))
+    }
+
+    /// What the end of a node's tunnel is known by.
+    fn end(
+        &self,
+        config: &NetworkConfig,
+        table: &NodeTable,
+        public_ip: Ipv4Addr,
+    ) -> std::result::Result<TunnelEnd, String> {
+        let is_wireguard = matches!(config.backend, Backend::WireGuard(_));
+        if let (Some(key), false) = (&table.public_key, is_wireguard) {
+            let error = format!("the backend {} has none", config.backend.name());
+            return Err(self.mistake(key.span(), "public-key", error));
+        }
+        match (&table.public_key, &table.vtep_mac) {
+            (Some(key), _) => self.read("public-key", key).map(TunnelEnd::Key),
+            (None, Some(mac)) => self.read("vtep-mac", mac).map(TunnelEnd::Vtep),
+            (None, None) => Ok(derived_mac(public_ip).into()),
+        }
     }
 
     fn read<T: std::str::FromStr<Err: Display>>(

@@ -474,6 +474,7 @@ pub(crate) fn settings(prefix: &str, last: u8) -> ManagerSettings {
         public_ip: [192, 168, 0, last].into(),
         public_ipv6: None,
         vtep_mac: VtepMac::from_random([last; 6]),
+        public_key: None,
     };
     let wanted = WantedConfig::IfNone(NetworkConfig::new(network, None, backend).unwrap());
     ManagerSettings::new(identity, prefix.to_owned(), wanted, u64::from(last) * 7919)

@@ -1,11 +1,12 @@
 //! A worker's sockets of the tunnel, of each IP version that it has an end of.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 use muslin_encap::offload::batch::{Message, SendBatch};
 use muslin_stack::addresses::Addresses;
+use muslin_stack::control::lease::TunnelPorts;
 use nix::errno::Errno;
 use socket2::SockRef;
 
@@ -14,8 +15,8 @@ use super::queues::QUEUES;
 use super::socket::Options;
 use super::udp::{Adopted, Backlog, Route, TunnelSocket};
 
-/// A worker's sockets. A node has one set of IPv4 and one of IPv6, with the same port: what pods send by an IP
-/// version goes to other nodes by the same.
+/// A worker's sockets. A node has one set of IPv4 and one of IPv6: what pods send by an IP version goes to
+/// other nodes by the same, unless the tunnel is WireGuard's.
 #[derive(Debug, Default)]
 pub struct TunnelSockets {
     ipv4: Option<TunnelSocket>,
@@ -23,17 +24,19 @@ pub struct TunnelSockets {
 }
 
 /// The ends of a tunnel with these addresses.
-pub(crate) fn ends(addresses: Addresses, port: u16) -> impl Iterator<Item = SocketAddr> {
+pub(crate) fn ends(addresses: Addresses, ports: TunnelPorts) -> impl Iterator<Item = SocketAddr> {
     let all: Vec<_> = addresses.iter().collect();
-    all.into_iter().map(move |ip| SocketAddr::new(ip, port))
+    all.into_iter()
+        .map(move |ip| SocketAddr::new(ip, ports.of(ip)))
 }
 
 /// The same for people; addresses alone where the tunnel has no port.
-pub(crate) fn describe_ends(addresses: Addresses, port: u16) -> String {
-    let words: Vec<String> = match port {
-        0 => addresses.iter().map(|ip: IpAddr| ip.to_string()).collect(),
-        port => ends(addresses, port).map(|end| end.to_string()).collect(),
+pub(crate) fn describe_ends(addresses: Addresses, ports: TunnelPorts) -> String {
+    let describe = |end: SocketAddr| match end.port() {
+        0 => end.ip().to_string(),
+        _ => end.to_string(),
     };
+    let words: Vec<String> = ends(addresses, ports).map(describe).collect();
     words.join(", ")
 }
 
@@ -181,8 +184,7 @@ impl TunnelSockets {
 
 impl Adopted {
     /// Whether these are the sockets of a tunnel with these ends.
-    pub(crate) fn has_ends(&self, addresses: Addresses, port: u16, options: Options) -> bool {
-        let all: Vec<SocketAddr> = ends(addresses, port).collect();
+    pub(crate) fn has_ends(&self, all: &[SocketAddr], options: Options) -> bool {
         let at = |socket: &std::os::fd::OwnedFd| {
             let address = SockRef::from(socket).local_addr().ok()?;
             address.as_socket()
@@ -291,12 +293,12 @@ mod tests {
     #[test]
     fn both_go_on_in_another_process() {
         let one = both();
-        let [port, _] =
-            [address(one.ipv4.as_ref()), address(one.ipv6.as_ref())].map(|it| it.port());
+        let both = [address(one.ipv4.as_ref()), address(one.ipv6.as_ref())];
         assert_eq!(one.queue_numbers(), 2 * QUEUES);
         let copies = one.copy().unwrap();
-        let addresses = "127.0.0.1,::1".parse().unwrap();
-        assert!(!copies.has_ends(addresses, port, OPTIONS), "other ports");
+        assert!(copies.has_ends(&both, OPTIONS));
+        let other = [both[0], SocketAddr::new(both[1].ip(), both[0].port())];
+        assert!(!copies.has_ends(&other, OPTIONS), "other ports");
         let again = TunnelSockets::adopt(copies, OPTIONS).unwrap();
         for (mine, its) in [(&one.ipv4, &again.ipv4), (&one.ipv6, &again.ipv6)] {
             assert_eq!(address(mine.as_ref()), address(its.as_ref()));
@@ -306,8 +308,20 @@ mod tests {
             ipv6: None,
         };
         let only = only.copy().unwrap();
-        assert!(only.has_ends("127.0.0.1".parse().unwrap(), port, OPTIONS));
-        assert!(!only.has_ends(addresses, port, OPTIONS));
+        assert!(only.has_ends(&both[..1], OPTIONS));
+        assert!(!only.has_ends(&both, OPTIONS));
+    }
+
+    #[test]
+    fn each_ip_version_may_have_a_port_of_its_own() {
+        let addresses = "192.0.2.1,2001:db8::1".parse().unwrap();
+        for (ipv4, ipv6, text) in [
+            (0, 0, "192.0.2.1, 2001:db8::1"),
+            (8472, 8472, "192.0.2.1:8472, [2001:db8::1]:8472"),
+            (51820, 51821, "192.0.2.1:51820, [2001:db8::1]:51821"),
+        ] {
+            assert_eq!(describe_ends(addresses, TunnelPorts { ipv4, ipv6 }), text);
+        }
     }
 
     #[test]

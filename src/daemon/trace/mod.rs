@@ -436,7 +436,7 @@ fn next(running: &RunningNode, trace: &Trace) -> Option<Next> {
         node,
         arrival: Arrival {
             by,
-            source: SocketAddr::new(own, running.facts.plan.port),
+            source: SocketAddr::new(own, running.facts.plan.ports.of(own)),
             packet: Packet(packet.clone()),
         },
     })

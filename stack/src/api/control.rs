@@ -18,6 +18,7 @@ use super::published::PortMapping;
 use super::trace;
 use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
+use crate::control::lease::TunnelPorts;
 
 /// The version of what is said here. Fields and variants that the other end may leave alone come
 /// without another one. [`Hello`] and [`Welcome`] have their form in all versions.
@@ -475,14 +476,20 @@ pub struct Status {
     pub tunnel_ip: Addresses,
     /// The interface that has that address.
     pub interface: String,
-    /// `vxlan`, `udp`, `host-gw` or `ipip`.
+    /// `vxlan`, `udp`, `host-gw`, `ipip` or `wireguard`.
     pub backend: String,
     /// UDP port of the tunnel; 0 if it has none.
     pub port: u16,
+    /// That of IPv6, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_v6: Option<u16>,
     /// VXLAN network identifier, for that backend.
     pub vni: Option<u32>,
     /// MAC address of its VTEP, for VXLAN.
     pub vtep_mac: Option<String>,
+    /// Its public key, for WireGuard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     /// How it reaches its link below IP, if it does: `packet` or `tap:NAME`.
     pub uplink: Option<String>,
     /// MTU of its pods in bytes.
@@ -527,6 +534,17 @@ pub struct Status {
     /// What it has taken from itself, if it is known.
     #[serde(default)]
     pub confinement: Option<Confinement>,
+}
+
+impl Status {
+    /// The UDP ports of the tunnel.
+    #[must_use]
+    pub fn ports(&self) -> TunnelPorts {
+        TunnelPorts {
+            ipv4: self.port,
+            ipv6: self.port_v6.unwrap_or(self.port),
+        }
+    }
 }
 
 /// A socket at which a node listens for commands.
@@ -785,6 +803,9 @@ pub struct Peer {
     pub backend: String,
     /// MAC address of its VTEP, for VXLAN.
     pub vtep_mac: Option<String>,
+    /// Its public key, for WireGuard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     /// `alive`, `silent` if it does not answer, `stopped` if it has said that it stops, or why
     /// nothing can be sent to it.
     pub state: String,
@@ -825,6 +846,9 @@ pub struct Lease {
     pub backend: Option<String>,
     /// MAC address of its holder's VTEP, for VXLAN.
     pub vtep_mac: Option<String>,
+    /// Its holder's public key, for WireGuard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     /// `this node`, `this node, reservation`, `this node's address` for another lease of it,
     /// `another node`, `reservation`, or `nobody` for a key that is no lease.
     pub owner: String,

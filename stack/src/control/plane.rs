@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use muslin_encap::mtu::Mtu;
 use smoltcp::time::Instant;
 
-use super::peers::{Known, Peers, Unusable};
+use super::peers::{Here, Known, Peers, Unusable};
 use super::tunnel::TunnelPlan;
 use crate::control::lease::{Change, NetworkConfig, OwnChange, SubnetKey};
 use crate::control::names::Names;
@@ -98,6 +98,7 @@ struct Network {
     plan: TunnelPlan,
     /// Whether the node has an IPv6 subnet.
     has_ipv6: bool,
+    here: Here,
 }
 
 impl Network {
@@ -109,7 +110,7 @@ impl Network {
                 known.id,
                 key.first(),
                 known,
-                known.peer(key, &self.config.backend),
+                known.peer(key, &self.config, &self.here),
             )
         });
         let ipv6 = known.id_v6.zip(key.ipv6()).filter(|_| self.has_ipv6);
@@ -118,7 +119,7 @@ impl Network {
                 id,
                 subnet.into(),
                 known,
-                known.peer_v6(key, &self.config)?,
+                known.peer_v6(key, &self.config, &self.here)?,
             ))
         });
         ipv4.into_iter().chain(ipv6)
@@ -169,12 +170,13 @@ impl ControlPlane {
     }
 
     /// The node has this lease and a data path, whose tables are empty, in a network of this
-    /// configuration.
-    pub fn start(&mut self, config: NetworkConfig, plan: TunnelPlan, own: SubnetKey) {
+    /// configuration, and is known there by this.
+    pub fn start(&mut self, config: NetworkConfig, plan: TunnelPlan, own: SubnetKey, here: Here) {
         let network = Network {
             config,
             plan,
             has_ipv6: own.ipv6().is_some(),
+            here,
         };
         let known = self.peers.iter();
         let operations = known.flat_map(|(key, known)| network.set_peers(*key, known));
@@ -210,11 +212,18 @@ impl ControlPlane {
             return 0;
         };
         let is_dual = |(key, known): &(&SubnetKey, &Known)| {
-            let ipv6 = known.peer_v6(**key, &network.config);
-            ipv6.is_some_and(|peer| peer.is_ok())
-                && known.peer(**key, &network.config.backend).is_ok()
+            let (config, here) = (&network.config, &network.here);
+            let ipv6 = known.peer_v6(**key, config, here);
+            ipv6.is_some_and(|peer| peer.is_ok()) && known.peer(**key, config, here).is_ok()
         };
         self.peers.iter().filter(is_dual).count()
+    }
+
+    /// What the node knows of itself, once it has its lease.
+    #[must_use]
+    pub fn here(&self) -> Here {
+        let network = self.network.as_ref();
+        network.map_or_else(Here::default, |network| network.here)
     }
 
     /// The leases of others.
@@ -292,7 +301,7 @@ mod tests {
             Change::PeerGone(key(2)),
         ];
         assert_eq!(take(&mut plane, before), []);
-        plane.start(config(), plan(), key(9));
+        plane.start(config(), plan(), key(9), Here::default());
         let operations = polled(&mut plane);
         assert!(is_set(&operations[0], 1, 7), "{operations:?}");
         assert_eq!(operations.len(), 1);
@@ -301,7 +310,7 @@ mod tests {
     #[test]
     fn each_change_behind_the_start_is_an_operation() {
         let mut plane = ControlPlane::default();
-        plane.start(config(), plan(), key(9));
+        plane.start(config(), plan(), key(9), Here::default());
         let operations = take(&mut plane, [Change::Peer(key(1), record(1))]);
         assert!(is_set(&operations[0], 1, 1), "{operations:?}");
         let gone = Operation::RemovePeer {
@@ -316,7 +325,7 @@ mod tests {
     #[test]
     fn a_node_that_becomes_unusable_is_no_peer_and_keeps_its_identity() {
         let mut plane = ControlPlane::default();
-        plane.start(config(), plan(), key(9));
+        plane.start(config(), plan(), key(9), Here::default());
         take(&mut plane, [Change::Peer(key(1), record(1))]);
         let nowhere = LeaseRecord::udp(Ipv4Addr::UNSPECIFIED);
         let refused = Operation::RefusePeer {
@@ -356,7 +365,7 @@ mod tests {
             stopped: false,
         });
         let mut plane = ControlPlane::default();
-        plane.start(config(), plan(), key(9));
+        plane.start(config(), plan(), key(9), Here::default());
         let is_found = |names: &Names| matches!(names.find("web"), Found::Addresses(_));
         for (change, expected) in [
             (Change::Peer(key(1), record(1)), true),
@@ -375,7 +384,7 @@ mod tests {
         let mut plane = ControlPlane::default();
         plane.set_plan(plan());
         assert_eq!(polled(&mut plane), [], "there is no data path yet");
-        plane.start(config(), plan(), key(9));
+        plane.start(config(), plan(), key(9), Here::default());
         plane.set_plan(plan());
         assert_eq!(polled(&mut plane), []);
         let jumbo = plan().on(9000).unwrap();

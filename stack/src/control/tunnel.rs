@@ -1,5 +1,7 @@
 //! What a network's backend means for one node: how it encapsulates, and which MTUs follow.
 
+use std::net::IpAddr;
+
 use muslin_encap::mtu::{InvalidMtu, Mtu};
 use muslin_encap::offload::split::TrainLimits;
 use muslin_encap::tunnel::Format;
@@ -7,7 +9,7 @@ use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
-use crate::control::lease::{Backend, ConfigFault, vtep_mac_v6};
+use crate::control::lease::{Backend, ConfigFault, TunnelPorts, vtep_mac_v6};
 use crate::datapath::tunnel::Tunnel;
 
 /// Bytes of the headers in front of a packet: inner Ethernet, VXLAN, UDP and IPv6.
@@ -20,8 +22,8 @@ const WIREGUARD_OVER_IPV6: u16 = 80;
 pub struct TunnelPlan {
     /// The encapsulation.
     pub tunnel: Tunnel,
-    /// UDP port of the tunnel, 0 if it has none.
-    pub port: u16,
+    /// UDP ports of the tunnel's ends.
+    pub ports: TunnelPorts,
     /// Whether packets go bare to nodes on the same link.
     pub is_direct: bool,
     /// MTU of pods.
@@ -32,6 +34,8 @@ pub struct TunnelPlan {
     named: Option<Mtu>,
     /// The IP version of the tunnel's ends that the pods' MTU is for: that of IPv4, if there is one.
     version: IpVersion,
+    /// Whether the tunnel has an end of IPv6 here.
+    has_end_v6: bool,
 }
 
 /// Why a node cannot be in a network.
@@ -76,6 +80,7 @@ impl TunnelPlan {
             Backend::Udp { .. } => (Tunnel::Udp, None),
             Backend::HostGw => (Tunnel::None, None),
             Backend::Ipip { .. } => (Tunnel::Ipip, None),
+            Backend::WireGuard(options) => (Tunnel::WireGuard, options.mtu),
             Backend::Other(name) => return Err(ConfigFault::OtherBackend(name.clone()).into()),
         };
         let named = named.or(configured);
@@ -83,12 +88,13 @@ impl TunnelPlan {
         let (mtu, outer) = mtus(tunnel, version, named, interface)?;
         Ok(Self {
             tunnel,
-            port: backend.port(),
+            ports: backend.ports(),
             is_direct: backend.is_direct(),
             mtu,
             outer,
             named,
             version,
+            has_end_v6: false,
         })
     }
 
@@ -107,7 +113,14 @@ impl TunnelPlan {
         if let Tunnel::Vxlan { mac, mac_v6, .. } = &mut self.tunnel {
             *mac_v6 = Some(vtep_mac_v6(*mac));
         }
+        self.has_end_v6 = matches!(self.tunnel, Tunnel::Vxlan { .. } | Tunnel::WireGuard);
         self
+    }
+
+    /// Whether the tunnel has an end at this address, if it is one of the node's.
+    #[must_use]
+    pub const fn has_end(&self, address: IpAddr) -> bool {
+        address.is_ipv4() || self.has_end_v6
     }
 
     /// The same on an interface with this MTU.
@@ -183,7 +196,7 @@ fn mtus(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::lease::VxlanOptions;
+    use crate::control::lease::{VxlanOptions, WireGuardMode, WireGuardOptions};
 
     const INTERFACE: u32 = 1500;
 
@@ -224,13 +237,13 @@ mod tests {
         ] {
             let plan = plan(&backend);
             assert_eq!(
-                (plan.tunnel, plan.port, plan.is_direct, plan.mtu.get()),
-                (tunnel, port, is_direct, mtu)
+                (plan.tunnel, plan.ports, plan.is_direct, plan.mtu.get()),
+                (tunnel, TunnelPorts::same(port), is_direct, mtu)
             );
             assert_eq!(plan.outer, Mtu::ETHERNET);
         }
-        let other = Backend::Other("wireguard".to_owned());
-        let fault = ConfigFault::OtherBackend("wireguard".to_owned());
+        let other = Backend::Other("ipsec".to_owned());
+        let fault = ConfigFault::OtherBackend("ipsec".to_owned());
         assert_eq!(
             TunnelPlan::new(&other, vtep_mac(), None, INTERFACE),
             Err(TunnelFault::Config(fault))
@@ -238,10 +251,42 @@ mod tests {
     }
 
     #[test]
+    fn wireguard_has_one_mtu_and_a_port_for_each_ip_version() {
+        let backend = |mode, mtu| {
+            let mut options = WireGuardOptions::default();
+            options.mode = mode;
+            options.mtu = Mtu::new(mtu).ok();
+            Backend::WireGuard(options)
+        };
+        let [ipv4, ipv6] = ["192.0.2.1", "fd00::1"].map(|ip| ip.parse().unwrap());
+        for (mode, port_v6) in [
+            (WireGuardMode::Separate, 51821),
+            (WireGuardMode::Auto, 51820),
+        ] {
+            let plan = plan(&backend(mode, 0));
+            assert_eq!((plan.tunnel, plan.is_direct), (Tunnel::WireGuard, false));
+            assert_eq!((plan.ports.of(ipv4), plan.ports.of(ipv6)), (51820, port_v6));
+            assert!(plan.has_end(ipv4) && !plan.has_end(ipv6));
+            assert!(plan.with_ipv6().has_end(ipv6));
+            let alone = plan.with_ipv6_alone(INTERFACE).unwrap();
+            assert!(alone.has_end(ipv6));
+            for plan in [plan, plan.with_ipv6(), alone] {
+                assert_eq!(plan.mtu.get(), 1408);
+                assert_eq!(plan.mtu_v6(), Some(plan.mtu));
+                assert_eq!(plan.on(9000).unwrap().mtu.get(), 8912);
+            }
+        }
+        // flannel subtracts from what is configured, too.
+        let plan = plan(&backend(WireGuardMode::Separate, 1400));
+        assert_eq!((plan.mtu.get(), plan.outer.get()), (1312, 1400));
+    }
+
+    #[test]
     fn ipv6_needs_1280_bytes_beside_the_tunnels_headers() {
         for (backend, least) in [
             (Backend::Vxlan(VxlanOptions::default()), 1350),
             (Backend::HostGw, 1280),
+            (Backend::WireGuard(WireGuardOptions::default()), 1360),
         ] {
             let plan = plan(&backend);
             assert_eq!(plan.least_outer_v6().get(), least);

@@ -36,7 +36,7 @@ pub(super) fn config(subnets: Nets, mtu: Mtu, seed: u64) -> EgressConfig {
     };
     EgressConfig {
         policy: Policy::new(Rules {
-            tunnel_port: Some(TUNNEL.port()),
+            tunnel_ports: vec![TUNNEL.port()],
             ..Rules::default()
         }),
         subnets: Some(subnets),

@@ -123,7 +123,7 @@ fn content(seed: u32, at: u32, len: usize) -> Vec<u8> {
 impl Harness {
     pub(crate) fn new(choices: u8) -> Self {
         let mut rules = Rules::default();
-        rules.tunnel_port = Some(TUNNEL);
+        rules.tunnel_ports = vec![TUNNEL];
         let mtu = Mtu::new(MTU.into()).expect("it is in range");
         let mut config = EgressConfig::new(Policy::new(rules), mtu, 7);
         config.subnets = Some(SUBNETS.parse().expect("two nets"));

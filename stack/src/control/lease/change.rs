@@ -7,12 +7,11 @@
 use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::tunnel::vxlan::VtepMac;
 use thiserror::Error;
 
 use super::config::{NetworkConfig, NetworkConfigError};
 use super::key::SubnetKey;
-use super::record::LeaseRecord;
+use super::record::{LeaseRecord, TunnelEnd};
 
 /// A change of the leases.
 ///
@@ -22,7 +21,7 @@ use super::record::LeaseRecord;
 pub enum Change {
     /// A peer is new or has changed.
     Peer(SubnetKey, LeaseRecord),
-    /// A lease shares a subnet with another one that comes first, or does not any more. It is said
+    /// A lease shares a subnet or a key with another one that comes first, or does not any more. It is said
     /// before the peer is.
     Contested(SubnetKey, Contested),
     /// A peer's lease has ended.
@@ -31,21 +30,23 @@ pub enum Change {
     Own(OwnChange),
 }
 
-/// The subnets of a lease that belong to other nodes, by the addresses of these: its node must have
-/// no traffic of them.
+/// What of a lease belongs to other nodes, by the addresses of these: its node must have no traffic of a
+/// subnet of others, and none at all with a key of others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Contested {
     /// Who has its IPv4 subnet.
     pub ipv4: Option<IpAddr>,
     /// Who has its IPv6 subnet.
     pub ipv6: Option<IpAddr>,
+    /// Who has a public key that it has.
+    pub public_key: Option<IpAddr>,
 }
 
 impl Contested {
-    /// Whether none of its subnets belongs to another.
+    /// Whether nothing of it belongs to another.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.ipv4.is_none() && self.ipv6.is_none()
+        self.ipv4.is_none() && self.ipv6.is_none() && self.public_key.is_none()
     }
 }
 
@@ -63,13 +64,13 @@ pub enum OwnChange {
     Renewed,
     /// Another writer changed our record, which is written again.
     Disputed(SubnetKey),
-    /// A record under our public address is taken over, as flannel does, but another VTEP wrote it:
-    /// a node that was here before, or one that has the same public address.
+    /// A record under our public address is taken over, as flannel does, but it is of another tunnel's
+    /// end: a node was here before, or has the same public address.
     Replaced {
         /// The lease.
         key: SubnetKey,
-        /// The MAC address of the other VTEP.
-        vtep_mac: VtepMac,
+        /// What the other end is known by.
+        end: TunnelEnd,
     },
     /// Other nodes took subnets so often while this one was about to that it is worth a word: it goes on,
     /// with longer and longer breaks.
@@ -86,13 +87,14 @@ pub enum OwnChange {
         /// The lease as it will be.
         to: SubnetKey,
     },
-    /// Another lease has a subnet that ours or an earlier one has: that subnet of it has no traffic.
+    /// Another lease has a subnet that ours or an earlier one has, or the key of an earlier one: that of it
+    /// has no traffic.
     Overlap {
         /// The lease.
         key: SubnetKey,
         /// The public address of its node.
         node: IpAddr,
-        /// Who has its subnets.
+        /// Who has its subnets and its key.
         contested: Contested,
     },
     /// Our record of another public address is moved to the present one, with the same subnet.
@@ -152,7 +154,8 @@ pub enum ConfigFault {
     NoPublicIpv6,
     /// The network's backend is one whose records this node cannot write.
     #[error(
-        "the network has the backend '{0}', and this node has vxlan, udp, host-gw and ipip only"
+        "the network has the backend '{0}', and this node has vxlan, udp, host-gw, ipip and \
+         wireguard only"
     )]
     OtherBackend(String),
 }
@@ -179,15 +182,15 @@ pub enum Loss {
     },
     /// A node with our identity is alive, and had the subnet before us.
     #[error(
-        "the node {holder} is alive and has this node's VTEP MAC address {vtep_mac} and its subnet {key}: is this state directory a copy of that node's? Then start with an empty one"
+        "the node {holder} is alive and has this node's {end} and its subnet {key}: is this state directory a copy of that node's? Then start with an empty one"
     )]
     Cloned {
         /// The lease.
         key: String,
         /// The public address of the other node.
         holder: IpAddr,
-        /// The MAC address of both.
-        vtep_mac: VtepMac,
+        /// What the tunnel's ends of both are known by.
+        end: TunnelEnd,
     },
     /// Another writer changed our record again and again.
     #[error(

@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
-use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
+use muslin_encap::tunnel::{udp, wireguard};
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::key::overlap;
 use super::text::shorten;
 use crate::addresses::Nets;
+use crate::secret::Secret;
 
 /// A validated configuration with its defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub enum Backend {
         /// Packets go bare to nodes on the same link.
         direct_routing: bool,
     },
+    /// WireGuard.
+    WireGuard(WireGuardOptions),
     /// Another backend of flannel's, by its name.
     Other(String),
 }
@@ -112,6 +116,133 @@ impl VxlanOptions {
     }
 }
 
+/// Options of the WireGuard backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WireGuardOptions {
+    /// UDP port of every node; with a device for each IP version that of IPv4.
+    pub listen_port: u16,
+    /// That of IPv6, with a device for each IP version.
+    pub listen_port_v6: u16,
+    /// How many devices nodes have, and which addresses of theirs they use.
+    pub mode: WireGuardMode,
+    /// The secret that all pairs of nodes share beside their keys.
+    pub psk: Option<Secret>,
+    /// Seconds between messages that keep a way through NAT open; 0 for none.
+    pub keepalive: u16,
+    /// The underlay's MTU, if it is not that of the interface.
+    pub mtu: Option<Mtu>,
+}
+
+impl Default for WireGuardOptions {
+    fn default() -> Self {
+        Self {
+            listen_port: wireguard::PORT,
+            listen_port_v6: wireguard::PORT_V6,
+            mode: WireGuardMode::Separate,
+            psk: None,
+            keepalive: 0,
+            mtu: None,
+        }
+    }
+}
+
+impl WireGuardOptions {
+    /// The UDP ports of a node.
+    #[must_use]
+    pub const fn ports(&self) -> TunnelPorts {
+        TunnelPorts {
+            ipv4: self.listen_port,
+            ipv6: match self.mode.is_single() {
+                true => self.listen_port,
+                false => self.listen_port_v6,
+            },
+        }
+    }
+}
+
+/// How nodes of the WireGuard backend reach each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WireGuardMode {
+    /// Each IP version by itself, on a port of its own.
+    #[default]
+    Separate,
+    /// Both by one port, and by the IPv4 or the IPv6 address of a node, whichever seems to be better.
+    Auto,
+    /// Both by one port and IPv4 addresses.
+    Ipv4,
+    /// Both by one port and IPv6 addresses.
+    Ipv6,
+}
+
+impl WireGuardMode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Separate, Self::Auto, Self::Ipv4, Self::Ipv6];
+
+    /// flannel's name for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Separate => "separate",
+            Self::Auto => "auto",
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        }
+    }
+
+    /// Whether packets of both IP versions go the same way.
+    #[must_use]
+    pub const fn is_single(self) -> bool {
+        !matches!(self, Self::Separate)
+    }
+}
+
+impl FromStr for WireGuardMode {
+    type Err = NetworkConfigError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkConfigError> {
+        let mut all = Self::ALL.into_iter();
+        let found = all.find(|mode| mode.name() == text);
+        found.ok_or_else(|| NetworkConfigError::WireGuardMode(shorten(&text)))
+    }
+}
+
+/// UDP ports of a node's tunnel by the IP version that carries it, 0 where there is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TunnelPorts {
+    /// That of IPv4.
+    pub ipv4: u16,
+    /// That of IPv6.
+    pub ipv6: u16,
+}
+
+impl TunnelPorts {
+    /// One port for both.
+    #[must_use]
+    pub const fn same(port: u16) -> Self {
+        Self {
+            ipv4: port,
+            ipv6: port,
+        }
+    }
+
+    /// The port for the IP version of an address.
+    #[must_use]
+    pub const fn of(self, address: IpAddr) -> u16 {
+        match address {
+            IpAddr::V4(_) => self.ipv4,
+            IpAddr::V6(_) => self.ipv6,
+        }
+    }
+
+    /// Those that there are.
+    pub fn iter(self) -> impl Iterator<Item = u16> {
+        let ipv6 = (self.ipv6 != self.ipv4).then_some(self.ipv6);
+        let all = [Some(self.ipv4), ipv6].into_iter().flatten();
+        all.filter(|port| *port != 0)
+    }
+}
+
 /// Addresses of IPv6 that pods cannot have, and what they are (RFC 4291 section 2.4).
 const UNFIT: [(Ipv6Net, &str); 5] = [
     (net([0; 8], 128), "unspecified"),
@@ -141,6 +272,7 @@ impl Backend {
             Self::Udp { .. } => "udp",
             Self::HostGw => "host-gw",
             Self::Ipip { .. } => "ipip",
+            Self::WireGuard(_) => "wireguard",
             Self::Other(name) => name,
         }
     }
@@ -152,17 +284,36 @@ impl Backend {
             Self::HostGw => true,
             Self::Vxlan(options) => options.direct_routing,
             Self::Ipip { direct_routing } => *direct_routing,
-            Self::Udp { .. } | Self::Other(_) => false,
+            Self::Udp { .. } | Self::WireGuard(_) | Self::Other(_) => false,
         }
     }
 
-    /// The UDP port of all nodes' tunnels, 0 where there is none.
+    /// The UDP ports of all nodes' tunnels.
     #[must_use]
-    pub const fn port(&self) -> u16 {
+    pub const fn ports(&self) -> TunnelPorts {
         match self {
-            Self::Vxlan(options) => options.port,
-            Self::Udp { port } => *port,
-            Self::HostGw | Self::Ipip { .. } | Self::Other(_) => 0,
+            Self::Vxlan(options) => TunnelPorts::same(options.port),
+            Self::Udp { port } => TunnelPorts::same(*port),
+            Self::WireGuard(options) => options.ports(),
+            Self::HostGw | Self::Ipip { .. } | Self::Other(_) => TunnelPorts::same(0),
+        }
+    }
+
+    /// The secret that all pairs of nodes share, if there is one.
+    #[must_use]
+    pub const fn psk(&self) -> Option<&Secret> {
+        match self {
+            Self::WireGuard(options) => options.psk.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// How nodes reach each other, if the backend is WireGuard.
+    #[must_use]
+    pub const fn wireguard_mode(&self) -> Option<WireGuardMode> {
+        match self {
+            Self::WireGuard(options) => Some(options.mode),
+            _ => None,
         }
     }
 }
@@ -193,7 +344,7 @@ pub enum NetworkConfigError {
     NoIpv6Network,
     /// The backend carries no IPv6.
     #[error(
-        "the network configuration has EnableIPv6, and the backend {0} carries no IPv6: use vxlan or host-gw"
+        "the network configuration has EnableIPv6, and the backend {0} carries no IPv6: use vxlan, wireguard or host-gw"
     )]
     NoIpv6Backend(&'static str),
     /// The IPv6 subnets do not fit the network.
@@ -248,6 +399,23 @@ pub enum NetworkConfigError {
     /// The bounds leave no subnet.
     #[error("SubnetMin {0} is above SubnetMax {1}")]
     Bounds(Ipv4Addr, Ipv4Addr),
+    /// A mode that is none of WireGuard's.
+    #[error("in the network configuration, Mode cannot be {0}: use separate, auto, ipv4 or ipv6")]
+    WireGuardMode(String),
+    /// All nodes are reached by an IP version that they do not have.
+    #[error("the network configuration has Mode {mode}, which needs {field}")]
+    WireGuardFamily {
+        /// The mode's name.
+        mode: &'static str,
+        /// `EnableIPv4` or `EnableIPv6`.
+        field: &'static str,
+    },
+    /// A preshared key that is none. It is not repeated: it may be one with a mistake.
+    #[error(
+        "in the network configuration, PSK is no key: it must be 32 bytes in base64, 44 characters as \
+         'wg genpsk' makes them"
+    )]
+    Psk,
     /// A backend without a type.
     #[error("the network configuration has a Backend without a Type")]
     NoBackendType,
@@ -335,7 +503,7 @@ impl NetworkConfig {
         }
         match ipv6 {
             Some(range) => config.with_ipv6(range),
-            None => Ok(config),
+            None => config.without_ipv6(),
         }
     }
 
@@ -347,18 +515,40 @@ impl NetworkConfig {
         match self.backend {
             Backend::Udp { .. } => Err(NetworkConfigError::NoIpv6Backend("udp")),
             Backend::Ipip { .. } => Err(NetworkConfigError::NoIpv6Backend("ipip")),
-            Backend::Vxlan(_) | Backend::HostGw | Backend::Other(_) => Ok(Self {
-                ipv6: Some(range),
-                ..self
+            Backend::Vxlan(_) | Backend::HostGw | Backend::WireGuard(_) | Backend::Other(_) => {
+                Ok(Self {
+                    ipv6: Some(range),
+                    ..self
+                })
+            }
+        }
+    }
+
+    /// The same without IPv6 subnets.
+    ///
+    /// # Errors
+    /// `NetworkConfigError` if nodes reach each other by IPv6 alone.
+    pub fn without_ipv6(self) -> Result<Self, NetworkConfigError> {
+        match self.backend.wireguard_mode() {
+            Some(mode @ WireGuardMode::Ipv6) => Err(NetworkConfigError::WireGuardFamily {
+                mode: mode.name(),
+                field: "EnableIPv6",
             }),
+            _ => Ok(Self { ipv6: None, ..self }),
         }
     }
 
     /// A configuration with IPv6 subnets alone.
     ///
     /// # Errors
-    /// `NetworkConfigError` if the backend carries no IPv6.
+    /// `NetworkConfigError` if the backend carries no IPv6, or nodes reach each other by IPv4 alone.
     pub fn ipv6_only(range: Ipv6Range, backend: Backend) -> Result<Self, NetworkConfigError> {
+        if let Some(mode @ WireGuardMode::Ipv4) = backend.wireguard_mode() {
+            return Err(NetworkConfigError::WireGuardFamily {
+                mode: mode.name(),
+                field: "EnableIPv4",
+            });
+        }
         let nothing = Self {
             enable_ipv4: false,
             network: Ipv4Net::default(),
@@ -413,18 +603,8 @@ impl NetworkConfig {
             } => json!({"Type": "ipip", "DirectRouting": true}),
             Backend::Ipip { .. } => json!({"Type": "ipip"}),
             Backend::Other(name) => json!({"Type": name}),
-            Backend::Vxlan(options) => {
-                let mut backend = json!({
-                    "Type": "vxlan", "VNI": options.vni.get(), "Port": options.port,
-                });
-                if let Some(mtu) = options.mtu {
-                    backend["MTU"] = mtu.get().into();
-                }
-                for switch in options.switches() {
-                    backend[switch] = true.into();
-                }
-                backend
-            }
+            Backend::Vxlan(options) => options.to_json(),
+            Backend::WireGuard(options) => options.to_json(),
         };
         let mut config = if self.enable_ipv4 {
             json!({
@@ -466,6 +646,7 @@ impl fmt::Display for NetworkConfig {
             Backend::Ipip {
                 direct_routing: true,
             } => f.write_str("ipip DirectRouting"),
+            Backend::WireGuard(options) => write!(f, "wireguard {options}"),
             Backend::HostGw | Backend::Ipip { .. } | Backend::Other(_) => {
                 f.write_str(self.backend.name())
             }
@@ -579,7 +760,8 @@ impl Backend {
         let object = fields(&value.to_string());
         let mut fields = Fields(object.map_err(|_| NetworkConfigError::Field {
             field: "Backend",
-            value: shorten(value),
+            // Not the value itself, in which a key may be.
+            value: kind_of(value).to_owned(),
         })?);
         let kind = match fields.0.remove("type") {
             Some(Value::String(kind)) if !kind.is_empty() => kind.to_ascii_lowercase(),
@@ -602,15 +784,121 @@ impl Backend {
             "ipip" => Ok(Self::Ipip {
                 direct_routing: fields.bool("DirectRouting")?.unwrap_or_default(),
             }),
+            "wireguard" => WireGuardOptions::read(&mut fields).map(Self::WireGuard),
             _ => Ok(Self::Other(kind)),
         }
     }
 }
 
+impl VxlanOptions {
+    fn to_json(&self) -> Value {
+        let mut backend = json!({
+            "Type": "vxlan", "VNI": self.vni.get(), "Port": self.port,
+        });
+        if let Some(mtu) = self.mtu {
+            backend["MTU"] = mtu.get().into();
+        }
+        for switch in self.switches() {
+            backend[switch] = true.into();
+        }
+        backend
+    }
+}
+
+impl WireGuardOptions {
+    fn read(fields: &mut Fields) -> Result<Self, NetworkConfigError> {
+        let default = Self::default();
+        let port = fields.checked("ListenPort", u16::try_from)?;
+        let port_v6 = fields.checked("ListenPortV6", u16::try_from)?;
+        let mode = match fields.0.remove("mode") {
+            None | Some(Value::Null) => default.mode,
+            Some(Value::String(mode)) => mode.parse()?,
+            Some(other) => return Err(NetworkConfigError::WireGuardMode(shorten(&other))),
+        };
+        let psk = match fields.0.remove("psk") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) if text.is_empty() => None,
+            Some(Value::String(text)) => Some(text.parse().map_err(|_| NetworkConfigError::Psk)?),
+            Some(_) => return Err(NetworkConfigError::Psk),
+        };
+        let keepalive = fields.checked("PersistentKeepaliveInterval", u16::try_from)?;
+        Ok(Self {
+            listen_port: port.unwrap_or(default.listen_port),
+            listen_port_v6: port_v6.unwrap_or(default.listen_port_v6),
+            mode,
+            psk,
+            keepalive: keepalive.unwrap_or_default(),
+            mtu: fields.checked("MTU", Mtu::new)?,
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        let mut backend = json!({
+            "Type": "wireguard",
+            "ListenPort": self.listen_port,
+            "ListenPortV6": self.listen_port_v6,
+            "Mode": self.mode.name(),
+        });
+        if let Some(psk) = &self.psk {
+            backend["PSK"] = psk.to_text().as_str().into();
+        }
+        if self.keepalive != 0 {
+            backend["PersistentKeepaliveInterval"] = self.keepalive.into();
+        }
+        if let Some(mtu) = self.mtu {
+            backend["MTU"] = mtu.get().into();
+        }
+        backend
+    }
+}
+
+impl fmt::Display for WireGuardOptions {
+    /// Without the preshared key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            listen_port,
+            listen_port_v6,
+            mode,
+            psk,
+            keepalive,
+            mtu,
+        } = self;
+        write!(f, "mode {} port {listen_port}", mode.name())?;
+        if !mode.is_single() {
+            write!(f, " and {listen_port_v6}")?;
+        }
+        if *keepalive != 0 {
+            write!(f, " keepalive {keepalive}")?;
+        }
+        if let Some(mtu) = mtu {
+            write!(f, " MTU {}", mtu.get())?;
+        }
+        match psk {
+            Some(_) => f.write_str(" with a PSK"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a JSON value is, for people who must not see it.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
 /// The fields of a JSON object by their lower-case names: Go matches names whatever their case.
 pub(super) fn fields(text: &str) -> Result<BTreeMap<String, Value>, String> {
-    let object: serde_json::Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    // serde_json's own error of a text would repeat it.
+    let Value::Object(object) = value else {
+        return Err(format!("it is {}", kind_of(&value)));
+    };
     Ok(object
         .into_iter()
         .map(|(name, value)| (name.to_ascii_lowercase(), value))
@@ -727,8 +1015,8 @@ mod tests {
             Some("10.99.0.0/20".parse().unwrap())
         );
         assert_eq!(parse(&config.to_json()), Ok(config));
-        let other = parse(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard"}}"#).unwrap();
-        assert_eq!(other.backend, Backend::Other("wireguard".to_owned()));
+        let other = parse(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"ipsec"}}"#).unwrap();
+        assert_eq!(other.backend, Backend::Other("ipsec".to_owned()));
     }
 
     #[test]
@@ -819,6 +1107,7 @@ mod tests {
             (r#"{"Type":"ipip","DirectRouting":true}"#, true),
             (r#"{"Type":"host-gw"}"#, true),
             (r#"{"Type":"wireguard"}"#, false),
+            (r#"{"Type":"ipsec"}"#, false),
         ] {
             let config = parse(&format!(
                 r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#
@@ -827,6 +1116,139 @@ mod tests {
             assert_eq!(config.backend.is_direct(), is_direct, "{backend}");
             assert_eq!(parse(&config.to_json()), Ok(config), "{backend}");
         }
+    }
+
+    /// As 'wg genpsk' makes them.
+    const PSK: &str = "4HAXZFAg2aqXKxI1GMXTEDKcNJeuMEJRr8rjFO8XmEY=";
+
+    fn wireguard(backend: &str) -> Result<WireGuardOptions, NetworkConfigError> {
+        let text = format!(
+            r#"{{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48",
+                "Backend":{{"Type":"wireguard"{backend}}}}}"#
+        );
+        let config = parse(&text)?;
+        assert_eq!(parse(&config.to_json()), Ok(config.clone()), "{backend}");
+        match config.backend {
+            Backend::WireGuard(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn wireguard_has_flannels_defaults() {
+        let options = wireguard("").unwrap();
+        assert_eq!(options, WireGuardOptions::default());
+        assert_eq!(
+            (options.listen_port, options.listen_port_v6),
+            (51820, 51821)
+        );
+        assert_eq!(options.mode, WireGuardMode::Separate);
+        let zero =
+            r#","ListenPort":0,"ListenPortV6":0,"PSK":"","PersistentKeepaliveInterval":0,"MTU":0"#;
+        assert_eq!(wireguard(zero), Ok(options));
+    }
+
+    #[test]
+    fn wireguard_is_read_told_and_written() {
+        let all = format!(
+            r#","LISTENPORT":1000,"listenportv6":1001,"mode":"auto","psk":"{PSK}",
+               "PersistentKeepaliveInterval":25,"mtu":1400"#
+        );
+        let options = wireguard(&all).unwrap();
+        assert_eq!((options.listen_port, options.listen_port_v6), (1000, 1001));
+        assert_eq!((options.mode, options.keepalive), (WireGuardMode::Auto, 25));
+        assert_eq!(options.psk, PSK.parse().ok());
+        assert_eq!(options.mtu.map(Mtu::get), Some(1400));
+        let text = options.to_string();
+        assert_eq!(text, "mode auto port 1000 keepalive 25 MTU 1400 with a PSK");
+        assert_eq!(
+            wireguard("").unwrap().to_string(),
+            "mode separate port 51820 and 51821"
+        );
+    }
+
+    #[test]
+    fn nodes_listen_on_one_port_where_they_have_one_device() {
+        for (mode, ipv6) in [("separate", 2), ("auto", 1), ("ipv4", 1), ("ipv6", 1)] {
+            let options = format!(r#","Mode":"{mode}","ListenPort":1,"ListenPortV6":2"#);
+            let ports = wireguard(&options).unwrap().ports();
+            assert_eq!(ports, TunnelPorts { ipv4: 1, ipv6 }, "{mode}");
+        }
+        assert_eq!(TunnelPorts::same(0).iter().count(), 0);
+        assert_eq!(TunnelPorts::same(1).iter().collect::<Vec<_>>(), [1]);
+        let both = TunnelPorts { ipv4: 1, ipv6: 2 };
+        assert_eq!(both.iter().collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn a_preshared_key_is_nowhere_but_in_the_store() {
+        let text = format!(
+            r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"wireguard","PSK":"{PSK}"}}}}"#
+        );
+        let config = parse(&text).unwrap();
+        assert!(config.to_json().contains(PSK));
+        for shown in [config.to_string(), format!("{config:?}")] {
+            assert!(!shown.contains(&PSK[..8]), "{shown}");
+        }
+        // Neither where there is a mistake.
+        let quoted = serde_json::to_string(&text).unwrap();
+        for mistaken in [
+            text.replace(PSK, &PSK[..43]),
+            text.replace(&format!(r#""{PSK}""#), &format!(r#"["{PSK}"]"#)),
+            text.replace("}}", "}"),
+            quoted.clone(),
+            format!("[{quoted}]"),
+            format!(r#"{{"Network":"10.5.0.0/16","Backend":{quoted}}}"#),
+            format!(r#"{{"Network":"10.5.0.0/16","Backend":[{text}]}}"#),
+        ] {
+            let error = parse(&mistaken).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains(&PSK[..8]), "{shown}");
+        }
+    }
+
+    #[test]
+    fn wireguards_mistakes_are_named() {
+        let short = r#","PSK":"4HAXZFAg2aqXKxI1GMXTEDKcNJeuMEJRr8rjFO8XmE=""#;
+        for (backend, words) in [
+            (
+                r#","Mode":"ipv5""#,
+                "Mode cannot be ipv5: use separate, auto, ipv4 or ipv6",
+            ),
+            (r#","Mode":"""#, "use separate, auto"),
+            (r#","Mode":"Auto""#, "use separate, auto"),
+            (r#","Mode":4"#, "Mode cannot be 4"),
+            (short, "PSK is no key"),
+            (r#","PSK":"secret""#, "32 bytes in base64"),
+            (r#","PSK":7"#, "PSK is no key"),
+            (r#","ListenPort":65536"#, "ListenPort cannot be 65536"),
+            (r#","ListenPortV6":"x""#, "ListenPortV6 cannot be"),
+            (
+                r#","PersistentKeepaliveInterval":-1"#,
+                "PersistentKeepaliveInterval cannot be -1",
+            ),
+            (r#","MTU":1"#, "MTU cannot be 1"),
+        ] {
+            let error = wireguard(backend).unwrap_err().to_string();
+            assert!(error.contains(words), "{backend}: {error}");
+        }
+        let backend = r#""Backend":{"Type":"wireguard","Mode":"ipv6"}"#;
+        let error = parse(&format!(r#"{{"Network":"10.5.0.0/16",{backend}}}"#)).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("Mode ipv6, which needs EnableIPv6")
+        );
+        let backend = backend.replace("ipv6", "ipv4");
+        let text = format!(
+            r#"{{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48",{backend}}}"#
+        );
+        let error = parse(&text).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("Mode ipv4, which needs EnableIPv4")
+        );
     }
 
     #[test]

@@ -33,6 +33,7 @@ use backoff::Backoff;
 use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_encap::tunnel::wireguard::PublicKey;
 use own::{Own, OwnEntry};
 use ownership::{Contest, Ownership, TakeOver};
 use random::Random;
@@ -44,9 +45,9 @@ use super::change::{Change, ConfigFault, Loss, OwnChange};
 use super::config::{Backend, NetworkConfig};
 use super::key::SubnetKey;
 use super::reader::{self, NoLease};
-use super::record::LeaseRecord;
+use super::record::{LeaseRecord, TunnelEnd};
 use super::repetition::Repetition;
-use super::settings::{Identity, LEASE_TTL, ManagerSettings, WantedConfig};
+use super::settings::{LEASE_TTL, ManagerSettings, WantedConfig};
 use super::text::shorten;
 use crate::control::kv::{Action, Answer, Entry, Op, Revision, WatchEvent};
 
@@ -366,6 +367,12 @@ impl Manager {
         self.ownership.begin_anew(vtep_mac);
     }
 
+    /// The node has this public key in the network of [`OwnChange::Configured`]. To be said before anything
+    /// else is asked of the store.
+    pub fn set_public_key(&mut self, public_key: PublicKey) {
+        self.ownership.identity.public_key = Some(public_key);
+    }
+
     /// What has changed since the last call.
     pub fn changes(&mut self) -> impl Iterator<Item = Change> + '_ {
         self.changes.drain(..)
@@ -399,14 +406,19 @@ impl Manager {
         }
     }
 
-    fn ipv4_record(&self) -> LeaseRecord {
-        let Identity {
-            public_ip,
-            vtep_mac,
-            ..
-        } = self.ownership.identity;
+    /// What the end of our tunnel is known by.
+    fn tunnel_end(&self) -> TunnelEnd {
+        let identity = &self.ownership.identity;
         match &self.config {
-            Some(config) => LeaseRecord::of(&config.backend, public_ip, vtep_mac)
+            Some(config) => identity.end(&config.backend),
+            None => identity.vtep_mac.into(),
+        }
+    }
+
+    fn ipv4_record(&self) -> LeaseRecord {
+        let public_ip = self.ownership.identity.public_ip;
+        match &self.config {
+            Some(config) => LeaseRecord::of(&config.backend, public_ip, self.tunnel_end())
                 .with_checksums(self.checksums)
                 .with_multicast(self.multicast),
             None => LeaseRecord::udp(public_ip),
@@ -419,7 +431,8 @@ impl Manager {
         let record = self.ipv4_record();
         let record = match (&self.config, identity.public_ipv6) {
             (Some(config), Some(public_ipv6)) if key.ipv6().is_some() => {
-                record.with_ipv6(&config.backend, public_ipv6, identity.vtep_mac_v6())
+                let end = identity.end_v6(&config.backend);
+                record.with_ipv6(&config.backend, public_ipv6, end)
             }
             _ => record,
         };
@@ -487,7 +500,11 @@ impl Manager {
         if let WantedConfig::Exactly(asked) = &self.wanted_config
             && *asked != config
         {
-            let (stored, asked) = (config.to_string(), asked.to_string());
+            let is_other_psk = config.backend.psk() != asked.backend.psk();
+            let (stored, mut asked) = (config.to_string(), asked.to_string());
+            if is_other_psk && stored == asked {
+                asked.push_str(" that is another one");
+            }
             return Err(ConfigFault::OtherNetwork { stored, asked });
         }
         if let Some(fault) = self.lacks_address(&config) {
@@ -683,7 +700,7 @@ impl Manager {
         let take_over = self.ownership.take_over(key, record);
         let reported = take_over.map(|how| match how {
             TakeOver::Moved { from } => OwnChange::Moved { key, from },
-            TakeOver::Replaced { vtep_mac } => OwnChange::Replaced { key, vtep_mac },
+            TakeOver::Replaced { end } => OwnChange::Replaced { key, end },
         });
         self.changes.extend(reported.map(Change::Own));
         // Perhaps an earlier process wrote it and ended before others knew.
@@ -855,17 +872,13 @@ impl Manager {
         contest: Contest,
         holder: IpAddr,
     ) {
-        let vtep_mac = self.ownership.identity.vtep_mac;
         let public_ip = self.ownership.address(held.key.ipv4().is_none());
+        let end = self.tunnel_end();
         let key = held.key.to_string();
         match contest {
             Contest::WriteAgain(attempt) => self.write_again(now, held, revision, attempt),
             Contest::Hopeless => self.lose(Loss::Disputed { key, public_ip }),
-            Contest::Cloned => self.lose(Loss::Cloned {
-                key,
-                holder,
-                vtep_mac,
-            }),
+            Contest::Cloned => self.lose(Loss::Cloned { key, holder, end }),
         }
     }
 

@@ -15,6 +15,7 @@
 //!     public_ip: [192, 168, 0, 11].into(),
 //!     public_ipv6: None,
 //!     vtep_mac: VtepMac::from_random([1, 2, 3, 4, 5, 6]),
+//!     public_key: None,
 //! };
 //! let prefix = "/coreos.com/network".to_owned();
 //! let seed = 7; // Random, in earnest: nodes that begin together must not choose alike.
@@ -61,11 +62,14 @@ mod standing;
 mod text;
 
 pub use change::{Change, ConfigFault, Contested, Loss, OwnChange};
-pub use config::{Backend, Ipv6Range, NetworkConfig, NetworkConfigError, VxlanOptions};
+pub use config::{
+    Backend, Ipv6Range, NetworkConfig, NetworkConfigError, TunnelPorts, VxlanOptions,
+    WireGuardMode, WireGuardOptions,
+};
 pub use key::{InvalidSubnetKey, SubnetKey, overlap};
 pub use manager::Manager;
 pub use reader::{NoLease, check_peer, ipv6_fault, lease_prefix, read_entry, read_peer};
-pub use record::{InvalidRecord, LeaseRecord};
+pub use record::{InvalidRecord, LeaseRecord, TunnelEnd, WireGuardData};
 pub use settings::{
     Identity, LEASE_TTL, ManagerSettings, RENEW_MARGIN, WantedConfig, is_public_ipv6, vtep_mac_v6,
 };

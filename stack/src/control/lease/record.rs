@@ -1,10 +1,12 @@
 //! The value of a lease: who holds it and how to reach its pods, byte for byte as flannel writes
 //! it and as leniently read.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use muslin_encap::tunnel::wireguard::PublicKey;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -58,6 +60,65 @@ impl PartialEq for LeaseRecord {
     }
 }
 
+/// What tells the end of a node's tunnel from those of others, wherever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelEnd {
+    /// The MAC address of its VTEP; each IP version has another one.
+    Vtep(VtepMac),
+    /// Its public key, which is that of both IP versions.
+    Key(PublicKey),
+}
+
+impl From<VtepMac> for TunnelEnd {
+    fn from(mac: VtepMac) -> Self {
+        Self::Vtep(mac)
+    }
+}
+
+impl From<PublicKey> for TunnelEnd {
+    fn from(key: PublicKey) -> Self {
+        Self::Key(key)
+    }
+}
+
+impl fmt::Display for TunnelEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vtep(mac) => write!(f, "VTEP MAC address {mac}"),
+            Self::Key(key) => write!(f, "public key {key}"),
+        }
+    }
+}
+
+/// What the record of a WireGuard node says of one IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WireGuardData {
+    /// The node's public key.
+    pub public_key: PublicKey,
+    /// The UDP port at which it listens; 0 if it does not say that, as flannel before 0.26.5.
+    pub port: u16,
+}
+
+impl WireGuardData {
+    /// The record of a node that listens there.
+    fn write(public_key: PublicKey, port: u16) -> Option<Box<RawValue>> {
+        let public_key = public_key.to_string();
+        serde_json::value::to_raw_value(&WireGuardFields { public_key, port }).ok()
+    }
+
+    /// Reads what is there of it, as leniently as flannel.
+    fn read(data: &RawValue) -> Option<Self> {
+        let mut data = fields(data.get()).ok()?;
+        let public_key = data.remove("publickey")?.as_str()?.parse().ok()?;
+        let port = data.remove("port").and_then(|port| port.as_u64());
+        let port = port.and_then(|port| u16::try_from(port).ok());
+        Some(Self {
+            public_key,
+            port: port.unwrap_or_default(),
+        })
+    }
+}
+
 /// Why a value is not a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -89,6 +150,13 @@ struct VxlanData {
     vni: u32,
     #[serde(rename = "VtepMAC")]
     vtep_mac: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct WireGuardFields {
+    public_key: String,
+    port: u16,
 }
 
 impl MuslinData {
@@ -156,32 +224,48 @@ impl LeaseRecord {
         Self { muslin, ..self }
     }
 
-    /// The record of a node of a network with this backend.
+    /// The record of a node of a network with this backend, whose tunnel's end is known by this: by its
+    /// VTEP for VXLAN, by its key for WireGuard, and by nothing for others.
     #[must_use]
-    pub fn of(backend: &Backend, public_ip: Ipv4Addr, vtep_mac: VtepMac) -> Self {
-        match backend {
-            Backend::Vxlan(options) => Self::vxlan(public_ip, options.vni, vtep_mac),
-            Backend::Udp { .. } => Self::udp(public_ip),
-            Backend::HostGw | Backend::Ipip { .. } | Backend::Other(_) => Self {
+    pub fn of(backend: &Backend, public_ip: Ipv4Addr, end: impl Into<TunnelEnd>) -> Self {
+        match (backend, end.into()) {
+            (Backend::Vxlan(options), TunnelEnd::Vtep(mac)) => {
+                Self::vxlan(public_ip, options.vni, mac)
+            }
+            (Backend::WireGuard(options), TunnelEnd::Key(key)) => Self {
+                backend_type: backend.name().to_owned(),
+                backend_data: WireGuardData::write(key, options.ports().ipv4),
+                ..Self::udp(public_ip)
+            },
+            (Backend::Udp { .. }, _) => Self::udp(public_ip),
+            (_, _) => Self {
                 backend_type: backend.name().to_owned(),
                 ..Self::udp(public_ip)
             },
         }
     }
 
-    /// The same of a node that has an IPv6 subnet too: where its tunnel ends, and for VXLAN the MAC
-    /// address of its VTEP for IPv6.
+    /// The same of a node that has an IPv6 subnet too: where its tunnel ends, and what that end is known
+    /// by.
     #[must_use]
-    pub fn with_ipv6(self, backend: &Backend, public_ipv6: Ipv6Addr, vtep_mac: VtepMac) -> Self {
-        let data = match backend {
-            Backend::Vxlan(options) => {
+    pub fn with_ipv6(
+        self,
+        backend: &Backend,
+        public_ipv6: Ipv6Addr,
+        end: impl Into<TunnelEnd>,
+    ) -> Self {
+        let data = match (backend, end.into()) {
+            (Backend::Vxlan(options), TunnelEnd::Vtep(mac)) => {
                 let data = VxlanData {
                     vni: options.vni.get(),
-                    vtep_mac: vtep_mac.to_string(),
+                    vtep_mac: mac.to_string(),
                 };
                 serde_json::value::to_raw_value(&data).ok()
             }
-            _ => None,
+            (Backend::WireGuard(options), TunnelEnd::Key(key)) => {
+                WireGuardData::write(key, options.ports().ipv6)
+            }
+            (_, _) => None,
         };
         Self {
             public_ipv6: Some(public_ipv6),
@@ -282,6 +366,40 @@ impl LeaseRecord {
         data.remove("vtepmac")?.as_str()?.parse().ok()
     }
 
+    /// What a WireGuard node says of IPv4. `None` for other backends, and if there is no key.
+    #[must_use]
+    pub fn wireguard(&self) -> Option<WireGuardData> {
+        self.wireguard_in(self.backend_data.as_ref()?)
+    }
+
+    /// The same of IPv6.
+    #[must_use]
+    pub fn wireguard_v6(&self) -> Option<WireGuardData> {
+        self.wireguard_in(self.backend_v6_data.as_ref()?)
+    }
+
+    fn wireguard_in(&self, data: &RawValue) -> Option<WireGuardData> {
+        match self.backend_type.as_str() {
+            "wireguard" => WireGuardData::read(data),
+            _ => None,
+        }
+    }
+
+    /// The public keys of a WireGuard node: one, unless it has another one for IPv6.
+    pub fn public_keys(&self) -> impl Iterator<Item = PublicKey> + use<> {
+        let ipv4 = self.wireguard().map(|data| data.public_key);
+        let ipv6 = self.wireguard_v6().map(|data| data.public_key);
+        let other = ipv6.filter(|key| ipv4 != Some(*key));
+        ipv4.into_iter().chain(other)
+    }
+
+    /// What the end of its tunnel is known by: that of IPv4, or if there is none that of IPv6.
+    #[must_use]
+    pub fn end(&self) -> Option<TunnelEnd> {
+        let vtep = self.first_vtep_mac().map(TunnelEnd::Vtep);
+        vtep.or_else(|| self.public_keys().next().map(TunnelEnd::Key))
+    }
+
     /// The address that tells the node from others: that of IPv4, or if there is none that of IPv6.
     #[must_use]
     pub fn node_address(&self) -> IpAddr {
@@ -302,8 +420,8 @@ impl LeaseRecord {
     /// one that is not.
     #[must_use]
     pub fn carries_ipv6(&self) -> bool {
-        self.public_ipv6.is_some()
-            && (self.backend_type != "vxlan" || self.backend_v6_data.is_some())
+        let has_data = ["vxlan", "wireguard"].contains(&self.backend_type.as_str());
+        self.public_ipv6.is_some() && (!has_data || self.backend_v6_data.is_some())
     }
 
     /// The TCP and UDP checksums that the node takes from the tunnel.
@@ -338,7 +456,7 @@ impl LeaseRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::lease::VxlanOptions;
+    use crate::control::lease::{VxlanOptions, WireGuardMode, WireGuardOptions};
 
     const VXLAN: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
 
@@ -359,7 +477,7 @@ mod tests {
     #[test]
     fn records_without_data_have_their_backends_type() {
         let ip = Ipv4Addr::new(1, 2, 3, 4);
-        let mac = "c6:d2:32:6f:8f:44".parse().unwrap();
+        let mac: VtepMac = "c6:d2:32:6f:8f:44".parse().unwrap();
         let direct_routing = true;
         for (backend, expected) in [
             (Backend::HostGw, r#","BackendType":"host-gw""#),
@@ -498,6 +616,87 @@ mod tests {
         ] {
             assert!(!LeaseRecord::parse(incomplete).unwrap().carries_ipv6());
         }
+    }
+
+    const KEY: &str = "mDnqJQyJjWLpXnqXRRYBXC5Sqt4nLDFGfaw1Ru5sDyc=";
+
+    #[test]
+    fn records_of_wireguard_are_byte_for_byte_flannels() {
+        let key: PublicKey = KEY.parse().unwrap();
+        let (ip, ipv6) = ([192, 168, 64, 3].into(), "fd00::3".parse().unwrap());
+        for (mode, port_v6) in [
+            (WireGuardMode::Separate, 51821),
+            (WireGuardMode::Auto, 51820),
+            (WireGuardMode::Ipv4, 51820),
+            (WireGuardMode::Ipv6, 51820),
+        ] {
+            let mut options = WireGuardOptions::default();
+            options.mode = mode;
+            let backend = Backend::WireGuard(options);
+            let plain = LeaseRecord::of(&backend, ip, key);
+            let data = format!(r#""BackendData":{{"PublicKey":"{KEY}","Port":51820}}"#);
+            let data_v6 = format!(r#""BackendV6Data":{{"PublicKey":"{KEY}","Port":{port_v6}}}"#);
+            let kind = r#""BackendType":"wireguard""#;
+            let text = format!(r#"{{"PublicIP":"192.168.64.3","PublicIPv6":null,{kind},{data}}}"#);
+            assert_eq!(plain.to_json(), text);
+            assert_eq!(LeaseRecord::parse(&text).unwrap(), plain);
+            assert!(!plain.carries_ipv6());
+
+            let dual = plain.with_ipv6(&backend, ipv6, key);
+            let text = format!(
+                r#"{{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3",{kind},{data},{data_v6}}}"#
+            );
+            assert_eq!(dual.to_json(), text);
+            let read = LeaseRecord::parse(&text).unwrap();
+            assert_eq!(read, dual);
+            assert!(read.carries_ipv6());
+            assert_eq!(read.end(), Some(TunnelEnd::Key(key)));
+            assert_eq!(read.public_keys().collect::<Vec<_>>(), [key]);
+
+            let only = dual.without_ipv4();
+            let text =
+                format!(r#"{{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3",{kind},{data_v6}}}"#);
+            assert_eq!(only.to_json(), text);
+            assert_eq!(only.end(), Some(TunnelEnd::Key(key)));
+        }
+    }
+
+    #[test]
+    fn what_a_wireguard_node_leaves_out_is_not_there() {
+        let read = |data: &str| {
+            let text = format!(
+                r#"{{"PublicIP":"1.2.3.4","BackendType":"wireguard","BackendData":{data}}}"#
+            );
+            LeaseRecord::parse(&text).unwrap().wireguard()
+        };
+        let public_key = KEY.parse().unwrap();
+        for (port, expected) in [
+            (r#","Port":51900"#, 51900),
+            (r#","port":7,"Other":1"#, 7),
+            (r#","Port":0"#, 0),
+            (r#","Port":null"#, 0),
+            (r#","Port":65536"#, 0),
+            (r#","Port":-1"#, 0),
+            ("", 0),
+        ] {
+            let data = format!(r#"{{"PublicKey":"{KEY}"{port}}}"#);
+            let port = expected;
+            assert_eq!(read(&data), Some(WireGuardData { public_key, port }));
+        }
+        for none in [
+            "null",
+            "7",
+            "{}",
+            r#"{"PublicKey":""}"#,
+            r#"{"PublicKey":7,"Port":1}"#,
+            r#"{"PublicKey":"mDnqJQyJjWLpXnqXRRYBXC5Sqt4nLDFGfaw1Ru5sDy","Port":1}"#,
+        ] {
+            assert_eq!(read(none), None, "{none}");
+        }
+        let other = format!(
+            r#"{{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{{"PublicKey":"{KEY}"}}}}"#
+        );
+        assert_eq!(LeaseRecord::parse(&other).unwrap().wireguard(), None);
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_encap::tunnel::wireguard::PublicKey;
 
-use super::config::NetworkConfig;
-use super::record::LeaseRecord;
+use super::config::{Backend, NetworkConfig};
+use super::record::{LeaseRecord, TunnelEnd};
 
 /// How long a lease lives without renewal: flannel's 24 hours.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -26,6 +27,8 @@ pub struct Identity {
     pub public_ipv6: Option<Ipv6Addr>,
     /// Its VTEP.
     pub vtep_mac: VtepMac,
+    /// Its public key, which a network of WireGuard needs.
+    pub public_key: Option<PublicKey>,
 }
 
 impl Identity {
@@ -33,6 +36,25 @@ impl Identity {
     #[must_use]
     pub fn vtep_mac_v6(&self) -> VtepMac {
         vtep_mac_v6(self.vtep_mac)
+    }
+
+    /// What the end of its tunnel is known by in a network of this backend.
+    #[must_use]
+    pub fn end(&self, backend: &Backend) -> TunnelEnd {
+        self.end_with(backend, self.vtep_mac)
+    }
+
+    /// The same of IPv6.
+    #[must_use]
+    pub fn end_v6(&self, backend: &Backend) -> TunnelEnd {
+        self.end_with(backend, self.vtep_mac_v6())
+    }
+
+    fn end_with(&self, backend: &Backend, mac: VtepMac) -> TunnelEnd {
+        match (backend, self.public_key) {
+            (Backend::WireGuard(_), Some(key)) => TunnelEnd::Key(key),
+            _ => TunnelEnd::Vtep(mac),
+        }
     }
 }
 

@@ -55,8 +55,8 @@ pub struct Rules {
     pub host_loopback: Option<Addresses>,
     /// The prefix by which pods with IPv6 reach IPv4.
     pub nat64: Option<Nat64Prefix>,
-    /// The UDP port of the node's own tunnel.
-    pub tunnel_port: Option<u16>,
+    /// The UDP ports of the node's own tunnel.
+    pub tunnel_ports: Vec<u16>,
     /// Where the store is. Who writes there has all nodes' traffic.
     pub stores: Vec<SocketAddr>,
 }
@@ -224,7 +224,7 @@ impl Policy {
     ) -> Result<SocketAddr, DropReason> {
         let named = destination.ip();
         let (port, is_udp) = (destination.port(), protocol == Protocol::Udp);
-        if is_udp && self.rules.tunnel_port == Some(port) {
+        if is_udp && self.rules.tunnel_ports.contains(&port) {
             return Err(DropReason::EgressDenied);
         }
         let (loopback, opened) = self.loopback(named);
@@ -356,7 +356,7 @@ mod tests {
         let rules = |allow: &str, host_loopback| Rules {
             allow: nets(&[allow]),
             host_loopback,
-            tunnel_port: Some(8472),
+            tunnel_ports: vec![8472],
             ..Rules::default()
         };
         let closed = Policy::new(rules("198.51.100.0/24", None));
@@ -385,7 +385,7 @@ mod tests {
         let policy = Policy::new(Rules {
             allow: nets(&["0.0.0.0/0", "198.51.100.9/32"]),
             host_loopback: Some(loopback.into()),
-            tunnel_port: Some(4000),
+            tunnel_ports: vec![4000],
             ..Rules::default()
         });
         for address in [Ipv4Addr::new(198, 51, 100, 1), loopback, open] {

@@ -10,7 +10,7 @@ use smoltcp::time::Duration;
 
 use super::Cluster;
 use crate::control::lease::{lease_prefix, overlap, read_peer};
-use crate::control::peers::{peer_of_ipv6, peer_of_lease};
+use crate::control::peers::{Here, peer_of_ipv6, peer_of_lease};
 use crate::datapath::neighbour::State;
 use crate::datapath::node::{NextHop, Node};
 use crate::datapath::peer::{Peer, PeerId};
@@ -180,16 +180,17 @@ impl Cluster {
     /// The leases that the store has.
     fn records(&self) -> Vec<Record> {
         let config = &self.setup.config;
+        let here = Here::default();
         let prefix = lease_prefix(PREFIX);
         let entries = self.store.entries(self.queue.now(), &prefix);
         let records = entries.map(|(entry, _)| {
             let read = read_peer(PREFIX, &entry, Some(config)).ok();
             let peer = read.as_ref().and_then(|(key, record)| {
-                peer_of_lease(PeerId(0), *key, record, &config.backend).ok()
+                peer_of_lease(PeerId(0), *key, record, config, &here).ok()
             });
             let peer_v6 = read.and_then(|(key, record)| {
                 key.ipv6()?;
-                peer_of_ipv6(PeerId(0), key, &record, config).ok()
+                peer_of_ipv6(PeerId(0), key, &record, config, &here).ok()
             });
             Record {
                 key: entry.key,

@@ -15,6 +15,7 @@ use crate::control::lease::{
     Change, ConfigFault, Identity, Manager, ManagerSettings, OwnChange, SubnetKey,
 };
 use crate::control::names::SharerSettings;
+use crate::control::peers::Here;
 use crate::control::plane::{ControlPlane, Operation};
 use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
@@ -61,6 +62,7 @@ impl Cluster {
                     .public_ipv6
                     .filter(|_| machine.mtu.get() >= IPV6_UNDERLAY),
                 vtep_mac: disk.vtep_mac,
+                public_key: None,
             },
             prefix: PREFIX.to_owned(),
             checksums: Checksums::Complete,
@@ -275,7 +277,9 @@ impl Cluster {
             node.set_egress(Some(networks));
             node.await_pods(awaited.iter().copied(), until);
         });
-        process.control.start(running.config.clone(), plan, key);
+        process
+            .control
+            .start(running.config.clone(), plan, key, Here::default());
         process.running = Some(running);
         process.update_tables(now);
         self.tell_link(number);

@@ -1,7 +1,7 @@
 //! Whose record is it?
 //!
-//! flannel goes by the public address alone. Here a VXLAN record with our VTEP's MAC address is ours
-//! too where we had its subnet before: a node that comes back with another public address moves its
+//! flannel goes by the public address alone. Here a VXLAN record with our VTEP's MAC address, or a WireGuard
+//! record with our public key, is ours too where we had its subnet before: a node that comes back with another public address moves its
 //! record and keeps its subnet. Two nodes with one state directory, each alive, have the same claim
 //! then. The one that held the record writes it again, and the one that had moved it gives way for
 //! good: a node that is alive keeps what its pods use, and the copy ends with a message, whichever of
@@ -15,7 +15,7 @@ use smoltcp::time::{Duration, Instant};
 
 use super::own::OwnEntry;
 use crate::control::lease::key::SubnetKey;
-use crate::control::lease::record::LeaseRecord;
+use crate::control::lease::record::{LeaseRecord, TunnelEnd};
 use crate::control::lease::settings::Identity;
 
 /// How often our record is written again after others changed it, before there is no point in it.
@@ -64,10 +64,10 @@ pub(super) enum TakeOver {
         /// That address.
         from: IpAddr,
     },
-    /// It has our public address, but another VTEP wrote it.
+    /// It has our public address, but is of another tunnel's end.
     Replaced {
-        /// The MAC address of that VTEP.
-        vtep_mac: VtepMac,
+        /// What that is known by.
+        end: TunnelEnd,
     },
 }
 
@@ -146,9 +146,9 @@ impl Ownership {
         }
     }
 
-    /// Whether a record is ours: under our public address, or written by our VTEP for the subnet
+    /// Whether a record is ours: under our public address, or of our tunnel's end for the subnet
     /// that we have (`held`) or had, or under the address that we had; or it is of the subnet that we
-    /// had, under our public address of IPv6: without a tunnel there is no VTEP to know it by.
+    /// had, under our public address of IPv6: without a tunnel there is no end to know it by.
     pub(super) fn is_ours(
         &self,
         held: Option<SubnetKey>,
@@ -158,12 +158,12 @@ impl Ownership {
         if self.has_our_address(record) {
             return true;
         }
-        let is_by_our_vtep = self.is_by_our_vtep(record);
+        let is_of_our_end = self.is_of_our_end(record);
         match held {
             // The old address is still in what we wrote, whatever the backend.
-            Some(held) if held == key => self.is_former(record) || is_by_our_vtep,
+            Some(held) if held == key => self.is_former(record) || is_of_our_end,
             Some(_) => false,
-            None if is_by_our_vtep => self.is_previous(key) || self.is_former(record),
+            None if is_of_our_end => self.is_previous(key) || self.is_former(record),
             None => self.has_our_ipv6(record) && self.is_previous(key),
         }
     }
@@ -179,14 +179,11 @@ impl Ownership {
         self.has_our_address(record) || self.is_former(record)
     }
 
-    /// The record to go on with: that of the subnet that our pods have, else one that our VTEP wrote,
-    /// else the first, as flannel does.
+    /// The record to go on with: that of the subnet that our pods have, else one of our tunnel's end, else
+    /// the first, as flannel does.
     pub(super) fn preferred_record<'a>(&self, own: &'a [OwnEntry]) -> Option<&'a OwnEntry> {
-        let vtep_mac = self.identity.vtep_mac;
         own.iter().min_by_key(|(key, _, record)| {
-            let mac = record.vtep_mac();
-            let is_foreign = mac.is_some_and(|mac| mac != vtep_mac);
-            (!self.is_previous(*key), is_foreign)
+            (!self.is_previous(*key), self.foreign_end(record).is_some())
         })
     }
 
@@ -198,9 +195,8 @@ impl Ownership {
             let is_news = self.moved_from.replace(from) != Some(from);
             return is_news.then_some(TakeOver::Moved { from });
         }
-        let other = record.vtep_mac();
-        let vtep_mac = other.filter(|mac| *mac != self.identity.vtep_mac)?;
-        (!self.is_previous(key)).then_some(TakeOver::Replaced { vtep_mac })
+        let end = self.foreign_end(record)?;
+        (!self.is_previous(key)).then_some(TakeOver::Replaced { end })
     }
 
     /// Our record is another one than we wrote, under our address or by our VTEP.
@@ -249,22 +245,30 @@ impl Ownership {
         }
     }
 
-    fn is_by_our_vtep(&self, record: &LeaseRecord) -> bool {
-        let mac = record.first_vtep_mac();
-        let own = match record.vtep_mac() {
+    fn is_of_our_end(&self, record: &LeaseRecord) -> bool {
+        record.end().is_some() && self.foreign_end(record).is_none()
+    }
+
+    /// What the end of a record's tunnel is known by, if it is not ours.
+    fn foreign_end(&self, record: &LeaseRecord) -> Option<TunnelEnd> {
+        let vtep_mac = match record.vtep_mac() {
             Some(_) => self.identity.vtep_mac,
             None => self.identity.vtep_mac_v6(),
         };
-        mac == Some(own)
+        record.end().filter(|end| match end {
+            TunnelEnd::Vtep(mac) => *mac != vtep_mac,
+            TunnelEnd::Key(key) => Some(*key) != self.identity.public_key,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use muslin_encap::tunnel::vxlan::Vni;
+    use muslin_encap::tunnel::wireguard::PublicKey;
 
     use super::*;
-    use crate::control::lease::{Backend, Entry};
+    use crate::control::lease::{Backend, Entry, WireGuardOptions};
 
     const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 
@@ -290,6 +294,7 @@ mod tests {
             public_ip: ip(1),
             public_ipv6: None,
             vtep_mac: mac(1),
+            public_key: None,
         };
         Ownership::new(identity, Some("10.244.1.0/24".parse().unwrap()))
     }
@@ -316,6 +321,25 @@ mod tests {
         assert!(!own.is_ours(None, key(2), &record(1, 9)));
         assert!(own.is_at_our_address(&record(1, 9)));
         assert!(!own.is_at_our_address(&record(2, 1)));
+    }
+
+    #[test]
+    fn a_public_key_is_an_identity_as_a_vtep_is() {
+        let key_of = |byte| PublicKey([byte; 32]);
+        let backend = Backend::WireGuard(WireGuardOptions::default());
+        let of = |at, byte| LeaseRecord::of(&backend, ip(at), key_of(byte));
+        let mut own = ownership();
+        own.identity.public_key = Some(key_of(1));
+        let is_ours = |held, key, record| own.is_ours(held, key, &record);
+        assert!(is_ours(None, key(1), of(2, 1)), "the subnet we had");
+        assert!(!is_ours(None, key(1), of(2, 2)));
+        assert!(!is_ours(None, key(2), of(2, 1)));
+        assert!(is_ours(Some(key(2)), key(2), of(2, 1)));
+        // flannel makes another key at each boot.
+        let end = key_of(9).into();
+        let replaced = Some(TakeOver::Replaced { end });
+        assert_eq!(own.take_over(key(2), &of(1, 9)), replaced);
+        assert_eq!(own.take_over(key(2), &of(1, 1)), None);
     }
 
     #[test]
@@ -372,7 +396,7 @@ mod tests {
         let moved = Some(TakeOver::Moved { from: ip(2).into() });
         assert_eq!(own.take_over(key(1), &record(2, 1)), moved);
         assert_eq!(own.take_over(key(1), &record(2, 1)), None);
-        let replaced = Some(TakeOver::Replaced { vtep_mac: mac(9) });
+        let replaced = Some(TakeOver::Replaced { end: mac(9).into() });
         assert_eq!(own.take_over(key(2), &record(1, 9)), replaced);
         assert_eq!(own.take_over(key(1), &record(1, 9)), None, "an own subnet");
         assert_eq!(own.take_over(key(2), &record(1, 1)), None);

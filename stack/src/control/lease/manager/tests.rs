@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use super::ownership::{DISPUTE_MEMORY, MAX_DISPUTES};
 use super::relist::{REPUBLISHING, TELLING};
 use super::*;
-use crate::control::lease::settings::RENEW_MARGIN;
+use crate::control::lease::settings::{Identity, RENEW_MARGIN};
 
 const PREFIX: &str = "/coreos.com/network";
 
@@ -162,6 +162,7 @@ fn manager(last: u8) -> Manager {
             public_ip: [192, 168, 0, last].into(),
             public_ipv6: None,
             vtep_mac: VtepMac::from_random([last; 6]),
+            public_key: None,
         },
         prefix: PREFIX.to_owned(),
         checksums: Checksums::Complete,
@@ -789,11 +790,11 @@ fn a_lease_of_another_vtep_under_our_address_is_reused_and_told() {
     let key = subnet.parse().unwrap();
     let mut other = returning(1, 9, "10.3.250.0/24");
     let changes = settle(&mut other, &mut store, Instant::ZERO);
-    let vtep_mac = VtepMac::from_random([1; 6]);
+    let end = VtepMac::from_random([1; 6]).into();
     assert_eq!(
         changes[1..],
         [
-            Change::Own(OwnChange::Replaced { key, vtep_mac }),
+            Change::Own(OwnChange::Replaced { key, end }),
             Change::Own(OwnChange::Acquired(key))
         ]
     );
@@ -946,12 +947,11 @@ fn a_wish_is_written_once_and_exact_ones_must_agree() {
 
 #[test]
 fn a_network_whose_records_we_cannot_write_is_left_alone() {
-    let mut store =
-        Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"wireguard"}}"#);
+    let mut store = Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"ipsec"}}"#);
     let mut manager = manager(1);
     let mut now = Instant::ZERO;
     let changes = read_config(&mut manager, &mut store, &mut now);
-    let fault = ConfigFault::OtherBackend("wireguard".to_owned());
+    let fault = ConfigFault::OtherBackend("ipsec".to_owned());
     assert_eq!(changes, [Change::Own(OwnChange::AwaitsConfig(fault))]);
     assert_eq!(store.subnets(), []);
     manager.leave();
@@ -1978,4 +1978,61 @@ fn a_list_from_before_a_standstill_is_read_again() {
 
 fn acquired_key(manager: &Manager) -> SubnetKey {
     manager.own.unwrap().key
+}
+
+const WIREGUARD: &str = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"wireguard","PSK":"4HAXZFAg2aqXKxI1GMXTEDKcNJeuMEJRr8rjFO8XmEY="}}"#;
+
+/// A node with a public key, which it has as soon as it knows that it needs one.
+fn with_key(mut manager: Manager, byte: u8) -> Manager {
+    manager.set_public_key(PublicKey([byte; 32]));
+    manager
+}
+
+#[test]
+fn a_node_of_wireguard_publishes_its_key_and_is_known_by_it() {
+    let mut store = Store::with_config(WIREGUARD);
+    let subnet = acquired(&settle(
+        &mut with_key(manager(1), 1),
+        &mut store,
+        Instant::ZERO,
+    ))
+    .unwrap();
+    let path = format!("{PREFIX}/subnets/{subnet}");
+    let key = PublicKey([1; 32]);
+    let expected = |last| {
+        format!(
+            r#"{{"PublicIP":"192.168.0.{last}","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{key}","Port":51820}}}}"#
+        )
+    };
+    assert_eq!(store.entries[&path].value, expected(1));
+    // It comes back with another address, and finds its subnet by the key.
+    let previous = subnet.replace('-', "/");
+    let mut moved = with_key(returning(7, 1, &previous), 1);
+    let changes = settle(&mut moved, &mut store, Instant::ZERO);
+    assert_eq!(acquired(&changes), Some(subnet.clone()));
+    assert_eq!(store.entries[&path].value, expected(7));
+    // Who has another key is another node, whatever its VTEP.
+    let mut other = with_key(returning(8, 1, &previous), 8);
+    let changes = settle(&mut other, &mut store, Instant::ZERO);
+    assert_ne!(acquired(&changes), Some(subnet));
+}
+
+#[test]
+fn another_preshared_key_is_another_network_and_not_told() {
+    let mut store = Store::with_config(WIREGUARD);
+    let asked = WIREGUARD.replace("4HAX", "5HAX");
+    let mut manager = manager(1);
+    manager.wanted_config = WantedConfig::Exactly(NetworkConfig::parse(&asked).unwrap());
+    let Action::Store(op) = manager.poll(Instant::ZERO) else {
+        panic!("it reads the configuration");
+    };
+    let answer = store.execute(op);
+    manager.answer(Instant::ZERO, answer);
+    let change = manager.changes().next().unwrap();
+    let Change::Own(OwnChange::AwaitsConfig(fault)) = change else {
+        panic!("{change:?}");
+    };
+    let text = fault.to_string();
+    assert!(text.contains("with a PSK that is another one"), "{text}");
+    assert!(!text.contains("HAX") && !format!("{fault:?}").contains("HAX"));
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use muslin_encap::tunnel::wireguard::PublicKey;
 use smoltcp::time::Instant;
 
 use super::relist::REPUBLISHING;
@@ -33,7 +34,9 @@ pub(super) struct View {
     created: BTreeMap<SubnetKey, Revision>,
     /// Those that have an IPv6 subnet by it.
     by_ipv6: BTreeMap<Ipv6Net, BTreeSet<SubnetKey>>,
-    /// Those of which others have a subnet, too, and come first.
+    /// Those that have a public key by it.
+    by_public_key: BTreeMap<PublicKey, BTreeSet<SubnetKey>>,
+    /// Those of which others have a subnet or the key, too, and come first.
     contested: BTreeMap<SubnetKey, Contested>,
     /// The lease that this node holds, and its address.
     own: Option<(SubnetKey, IpAddr)>,
@@ -60,6 +63,7 @@ impl View {
             leases: BTreeMap::new(),
             created: BTreeMap::new(),
             by_ipv6: BTreeMap::new(),
+            by_public_key: BTreeMap::new(),
             contested: BTreeMap::new(),
             own: None,
             shares: Shares::default(),
@@ -110,9 +114,33 @@ impl View {
         ]
     }
 
-    /// Who comes before a lease in its subnets: this node, then who was created first.
+    /// When a lease was created, and which one comes first of several then.
+    fn order(&self, key: SubnetKey) -> (Revision, SubnetKey) {
+        (self.created.get(&key).copied().unwrap_or(0), key)
+    }
+
+    /// The public address of the node that had a public key first. It may have left leases behind that
+    /// have the key, too.
+    fn key_holder(&self, public_key: PublicKey) -> Option<IpAddr> {
+        let all = self.by_public_key.get(&public_key)?;
+        let first = all.iter().min_by_key(|key| self.order(**key))?;
+        self.leases.get(first).map(LeaseRecord::node_address)
+    }
+
+    fn key_holders(&self, public_keys: &[PublicKey]) -> Vec<Option<IpAddr>> {
+        let holders = public_keys.iter().map(|it| self.key_holder(*it));
+        holders.collect()
+    }
+
+    /// Who had a public key of a record before its node.
+    fn foreign_holder(&self, record: &LeaseRecord) -> Option<IpAddr> {
+        let own = record.node_address();
+        let mut holders = record.public_keys().filter_map(|it| self.key_holder(it));
+        holders.find(|holder| *holder != own)
+    }
+
+    /// Who comes before a lease in its subnets: this node, then who was created first; and who in its key.
     fn contested(&self, key: SubnetKey) -> Contested {
-        let order = |key: SubnetKey| (self.created.get(&key).copied().unwrap_or(0), key);
         let [own_ipv4, own_ipv6] = match self.own {
             Some((own, _)) if own != key => own.overlaps_each(&key),
             _ => [false; 2],
@@ -120,15 +148,17 @@ impl View {
         let first = |rivals: Vec<SubnetKey>, is_own: bool| match self.own {
             Some((_, address)) if is_own => Some(address),
             _ => {
-                let first = rivals.into_iter().min_by_key(|key| order(*key))?;
+                let first = rivals.into_iter().min_by_key(|key| self.order(*key))?;
                 let record = self.leases.get(&first)?;
-                (order(first) < order(key)).then(|| record.node_address())
+                (self.order(first) < self.order(key)).then(|| record.node_address())
             }
         };
         let [ipv4, ipv6] = self.rivals(key);
+        let record = self.leases.get(&key);
         Contested {
             ipv4: first(ipv4, own_ipv4),
             ipv6: first(ipv6, own_ipv6),
+            public_key: record.and_then(|record| self.foreign_holder(record)),
         }
     }
 
@@ -177,6 +207,24 @@ impl View {
     fn settle_contests(&mut self, key: SubnetKey, changes: &mut Changes) {
         for rival in [key].into_iter().chain(self.rivals(key).concat()) {
             self.settle_contest(rival, changes);
+        }
+    }
+
+    /// The same of all that have one of these public keys, where that was another's before.
+    fn settle_keys(
+        &mut self,
+        public_keys: &[PublicKey],
+        before: Vec<Option<IpAddr>>,
+        changes: &mut Changes,
+    ) {
+        for (public_key, before) in public_keys.iter().zip(before) {
+            if self.key_holder(*public_key) == before {
+                continue;
+            }
+            let all = self.by_public_key.get(public_key).cloned();
+            for key in all.into_iter().flatten() {
+                self.settle_contest(key, changes);
+            }
         }
     }
 
@@ -263,11 +311,20 @@ impl View {
     /// A lease is new or has changed. It is a peer's if the public address has not too many.
     pub(super) fn set_peer(&mut self, key: SubnetKey, record: LeaseRecord, changes: &mut Changes) {
         let address = record.node_address();
+        let both = self.leases.get(&key).into_iter().chain([&record]);
+        let public_keys: Vec<_> = both.flat_map(LeaseRecord::public_keys).collect();
+        let holders = self.key_holders(&public_keys);
         let old = self.leases.insert(key, record.clone());
         if let Some(ipv6) = key.ipv6() {
             self.by_ipv6.entry(ipv6).or_default().insert(key);
         }
+        self.forget_public_keys(key, &public_keys);
+        for public_key in record.public_keys() {
+            let keys = self.by_public_key.entry(public_key).or_default();
+            keys.insert(key);
+        }
         self.settle_contests(key, changes);
+        self.settle_keys(&public_keys, holders, changes);
         let old = old.map(|old| old.node_address());
         let was_peer = old.is_some_and(|old| self.shares.counts(old, key));
         if let Some(old) = old.filter(|old| *old != address) {
@@ -290,6 +347,12 @@ impl View {
 
     /// A lease has ended, if there was one.
     pub(super) fn remove_peer(&mut self, key: SubnetKey, changes: &mut Changes) {
+        let record = self.leases.get(&key);
+        let public_keys: Vec<_> = record
+            .into_iter()
+            .flat_map(LeaseRecord::public_keys)
+            .collect();
+        let holders = self.key_holders(&public_keys);
         self.missing.remove(&key);
         self.created.remove(&key);
         if let Some(record) = self.leases.remove(&key) {
@@ -305,8 +368,21 @@ impl View {
             if self.shares.counts(address, key) {
                 changes.push_back(Change::PeerGone(key));
             }
+            self.forget_public_keys(key, &public_keys);
             self.release_share(address, key, changes);
             self.settle_contests(key, changes);
+            self.settle_keys(&public_keys, holders, changes);
+        }
+    }
+
+    fn forget_public_keys(&mut self, key: SubnetKey, public_keys: &[PublicKey]) {
+        for public_key in public_keys {
+            if let Some(keys) = self.by_public_key.get_mut(public_key) {
+                keys.remove(&key);
+                if keys.is_empty() {
+                    self.by_public_key.remove(public_key);
+                }
+            }
         }
     }
 
@@ -398,6 +474,7 @@ mod tests {
     use smoltcp::time::Duration;
 
     use super::*;
+    use crate::control::lease::{Backend, WireGuardOptions};
 
     const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 
@@ -510,6 +587,43 @@ mod tests {
         assert_eq!(view.holder_of(key(1)), holder);
         assert_eq!(view.holder_of("10.3.0.0-16".parse().unwrap()), holder);
         assert_eq!(view.holder_of(key(2)), None);
+    }
+
+    #[test]
+    fn a_public_key_is_that_of_the_lease_that_was_created_first() {
+        let backend = Backend::WireGuard(WireGuardOptions::default());
+        let of = |at: u8, byte| {
+            LeaseRecord::of(&backend, [192, 168, 0, at].into(), PublicKey([byte; 32]))
+        };
+        let mut view = View::new("/p".to_owned());
+        let set_at = |view: &mut View, third: u8, created, byte, at| {
+            let mut changes = Changes::new();
+            view.note_created(key(third), created);
+            view.set_peer(key(third), of(at, byte), &mut changes);
+            let contests = changes.into_iter().filter_map(|change| match change {
+                Change::Contested(key, contested) => Some((key, contested.public_key)),
+                _ => None,
+            });
+            contests.collect::<Vec<_>>()
+        };
+        let set = |view: &mut View, third, created, byte| set_at(view, third, created, byte, third);
+        let at = |last: u8| Some(IpAddr::from([192, 168, 0, last]));
+        assert_eq!(set(&mut view, 2, 20, 7), []);
+        assert_eq!(set(&mut view, 3, 30, 7), [(key(3), at(2))]);
+        // One that is earlier is seen later.
+        assert_eq!(set(&mut view, 1, 10, 7), [(key(2), at(1)), (key(3), at(1))]);
+        // It gets another key, as flannel's nodes do at each boot.
+        assert_eq!(set(&mut view, 1, 10, 8), [(key(2), None), (key(3), at(2))]);
+        // What a node has left behind does not stand in its own way.
+        assert_eq!(set_at(&mut view, 4, 40, 7, 2), []);
+        let mut changes = Changes::new();
+        view.remove_peer(key(4), &mut changes);
+        view.remove_peer(key(2), &mut changes);
+        let free = Change::Contested(key(3), Contested::default());
+        assert!(changes.contains(&free), "{changes:?}");
+        view.remove_peer(key(3), &mut changes);
+        view.remove_peer(key(1), &mut changes);
+        assert!(view.by_public_key.is_empty());
     }
 
     proptest! {

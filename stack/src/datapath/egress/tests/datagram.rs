@@ -153,7 +153,7 @@ fn the_policy_holds_for_each_datagram_both_ways() {
             Policy::new(Rules {
                 allow,
                 deny,
-                tunnel_port: Some(8472),
+                tunnel_ports: vec![8472],
                 ..Rules::default()
             }),
         );

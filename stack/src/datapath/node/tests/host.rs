@@ -205,7 +205,7 @@ fn the_gateway_answers_the_host() {
 fn what_egress_forbids_the_host_interface_does_not_open() {
     let rules = Rules {
         deny: vec!["198.51.100.0/24".parse().unwrap()],
-        tunnel_port: Some(8472),
+        tunnel_ports: vec![8472],
         stores: vec![SocketAddr::from((HOST, 2379))],
         ..Rules::default()
     };

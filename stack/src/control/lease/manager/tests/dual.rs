@@ -373,6 +373,7 @@ fn a_lease_that_comes_later_with_a_subnet_of_ours_has_no_traffic_of_it() {
             Contested {
                 ipv4: ours,
                 ipv6: None,
+                public_key: None,
             },
         ),
         (
@@ -380,6 +381,7 @@ fn a_lease_that_comes_later_with_a_subnet_of_ours_has_no_traffic_of_it() {
             Contested {
                 ipv4: None,
                 ipv6: ours,
+                public_key: None,
             },
         ),
     ] {
@@ -415,6 +417,7 @@ fn of_two_others_the_one_that_was_first_has_the_subnet_until_it_goes() {
     let contested = Contested {
         ipv4: Some(IpAddr::from([192, 168, 0, 9])),
         ipv6: None,
+        public_key: None,
     };
     assert_eq!(
         overlaps(&changes).last(),
