@@ -928,7 +928,15 @@ impl Driver {
         });
         let nodes = nodes.collect::<Result<_>>()?;
         let (sender, events) = mpsc::unbounded_channel();
-        let workers = Workers::start(nodes, None, &outside, &connector, self.clock, &sender);
+        let wireguard = tunnel.wireguard.as_ref().map(WireGuardSettings::config);
+        let workers = Workers::start(
+            nodes,
+            wireguard.as_ref(),
+            &outside,
+            &connector,
+            self.clock,
+            &sender,
+        );
         let workers = workers.context("cannot start the data path")?;
         let facts = NodeInfo {
             settings: self.settings.clone(),

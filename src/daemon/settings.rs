@@ -9,7 +9,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::wireguard::PublicKey;
 use muslin_stack::control::lease::{WantedConfig, WireGuardOptions};
-use muslin_stack::datapath::wireguard;
+use muslin_stack::datapath::wireguard::{self, Devices, WireGuardConfig};
 use muslin_stack::secret::Secret;
 
 use crate::host;
@@ -106,6 +106,19 @@ impl WireGuardSettings {
             psk: options.psk.clone(),
             keepalive: seconds.map(|seconds| Duration::from_secs(seconds.into())),
             single: options.mode.is_single(),
+        }
+    }
+
+    /// What its data path has of that.
+    pub(super) fn config(&self) -> WireGuardConfig {
+        WireGuardConfig {
+            private_key: self.private_key.clone(),
+            preshared_key: self.psk.clone(),
+            keepalive: self.keepalive.map(Into::into),
+            devices: match self.single {
+                true => Devices::One,
+                false => Devices::Two,
+            },
         }
     }
 

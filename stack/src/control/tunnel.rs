@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use muslin_encap::mtu::{InvalidMtu, Mtu};
 use muslin_encap::offload::split::TrainLimits;
-use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_encap::tunnel::{Format, wireguard};
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
@@ -165,8 +165,12 @@ impl TunnelPlan {
     /// one call.
     #[must_use]
     pub fn gso_max_segs(&self) -> u16 {
-        let headers = self.tunnel.format().map_or(0, Format::network_offset);
-        let segments = TrainLimits::UDP_SEGMENT.fitting(usize::from(self.mtu.get()) + headers);
+        let len = usize::from(self.mtu.get());
+        let datagram = match self.tunnel.format() {
+            Some(Format::WireGuard) => wireguard::message_len(len),
+            format => len + format.map_or(0, Format::network_offset),
+        };
+        let segments = TrainLimits::UDP_SEGMENT.fitting(datagram);
         segments.max(1) as u16
     }
 }
@@ -276,6 +280,11 @@ mod tests {
                 assert_eq!(plan.on(9000).unwrap().mtu.get(), 8912);
             }
         }
+        // A superpacket of 45 segments is one train of messages of 1,440 bytes.
+        assert_eq!(
+            plan(&backend(WireGuardMode::Separate, 0)).gso_max_segs(),
+            45
+        );
         // flannel subtracts from what is configured, too.
         let plan = plan(&backend(WireGuardMode::Separate, 1400));
         assert_eq!((plan.mtu.get(), plan.outer.get()), (1312, 1400));
