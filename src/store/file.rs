@@ -247,12 +247,15 @@ impl ListFile {
                 node.key.first()
             )),
             Some(node) => {
-                let end = node.record.end().map(|end| end.to_string());
+                let end = match node.record.end() {
+                    Some(TunnelEnd::Vtep(mac)) => format!("vtep-mac {mac}"),
+                    Some(TunnelEnd::Key(key)) => format!("public-key {key}"),
+                    None => "vtep-mac none".to_owned(),
+                };
                 StoreError::Refused(format!(
-                    "{path} describes the node {ip} differently (backend {}, {}, partial-checksums {}): \
+                    "{path} describes the node {ip} differently (backend {}, {end}, partial-checksums {}): \
                      restart it",
                     node.record.backend(),
-                    end.as_deref().unwrap_or("no VTEP or key"),
                     node.record.checksums() == Checksums::Partial,
                 ))
             }
@@ -763,6 +766,10 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
     fn backends_without_a_port_are_read() {
         for (text, expected) in [
             ("backend = \"host-gw\"", Backend::HostGw),
+            (
+                "backend = \"wireguard\"",
+                Backend::WireGuard(WireGuardOptions::default()),
+            ),
             (
                 "backend = \"ipip\"\ndirect-routing = true",
                 Backend::Ipip {
