@@ -361,6 +361,8 @@ impl Start {
         if let WantedConfig::Exactly(config) = &driver.settings.wanted_config {
             // A network that this node cannot be in must not be written for others.
             driver.plan(config)?;
+            let config = config.clone();
+            driver.wireguard(&config)?;
         }
         let follower = Follower {
             front: self.front.clone(),

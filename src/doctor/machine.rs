@@ -29,6 +29,7 @@ use crate::terminal::quantity::bytes;
 use crate::underlay::{
     Audience, Conflict, KernelNetwork, TunnelSocket, choose_interface, forwards_ipv4,
 };
+use crate::wireguard_key;
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
 const SMALL_MTU: u16 = 1280;
@@ -198,6 +199,23 @@ pub(super) fn confinement(tested: Option<&NodeUnderTest>) -> Finding {
 
 fn way_out(error: ErrorKind) -> &'static str {
     state::way_out(error).unwrap_or("choose another directory with --state-dir")
+}
+
+/// Whether the private keys of nodes are theirs alone.
+pub(super) fn wireguard_keys(state_dir: &Path) -> Vec<Finding> {
+    let names = state::nodes(state_dir).into_iter();
+    let findings = names.filter_map(|name| {
+        let file = state::wireguard_key_file(state_dir, &name);
+        match wireguard_key::read(&file) {
+            Ok(None) => None,
+            Ok(Some(_)) => Some(Finding::fine(
+                "keys",
+                format!("node {name} has a private key of its own"),
+            )),
+            Err(error) => Some(Finding::wrong("keys", error)),
+        }
+    });
+    findings.collect()
 }
 
 /// Whether nodes can keep their state.

@@ -38,6 +38,9 @@ pub async fn examine(options: &DoctorOptions, mut report: impl FnMut(Finding)) -
     machine::state_directory(&options.state_dir)
         .into_iter()
         .for_each(&mut report);
+    machine::wireguard_keys(&options.state_dir)
+        .into_iter()
+        .for_each(&mut report);
     let underlay = machine::underlay(options, tested.as_ref()).await;
     underlay.into_iter().for_each(&mut report);
     runtimes::examine(

@@ -55,13 +55,18 @@ async fn ask_node(tested: &NodeUnderTest) -> (Option<Ipv4Net>, Vec<Finding>) {
     };
     let mut halves = Vec::new();
     if let Ok(leases) = &leases {
+        let keys = leases.iter().filter_map(|lease| {
+            let key = lease.public_key.clone()?;
+            Some((key, lease.public_ip?.to_string()))
+        });
+        halves.extend(shared_keys(keys));
         let known = leases.iter().filter_map(|lease| {
             let subnets = lease.subnet?;
             let key = SubnetKey::of(subnets.ipv4(), subnets.ipv6())?;
             Some((key, lease.public_ip?.to_string(), lease.node.is_some()))
         });
         let known: Vec<_> = known.collect();
-        halves = families(&known, status.network.ipv6().is_some());
+        halves.extend(families(&known, status.network.ipv6().is_some()));
     }
     let found = match leases {
         Ok(leases) => Finding::fine(
@@ -141,6 +146,12 @@ async fn leases(store: &dyn Store, prefix: &str, config: &NetworkConfig) -> Vec<
     else {
         return Vec::new();
     };
+    let keys = entries.iter().filter_map(|entry| {
+        let (_, record) = read_entry(prefix, entry).ok()?;
+        let key = record.public_keys().next()?;
+        Some((key.to_string(), record.addresses().to_string()))
+    });
+    let shared = shared_keys(keys);
     let known = entries.iter().filter_map(|entry| {
         let (key, record) = read_entry(prefix, entry).ok()?;
         let is_muslin = record.checksums() == Checksums::Partial;
@@ -148,6 +159,7 @@ async fn leases(store: &dyn Store, prefix: &str, config: &NetworkConfig) -> Vec<
     });
     let known: Vec<_> = known.collect();
     let mut findings = families(&known, config.enable_ipv4 && config.ipv6.is_some());
+    findings.extend(shared);
     if !config.enable_ipv4 {
         return findings;
     }
@@ -162,6 +174,29 @@ async fn leases(store: &dyn Store, prefix: &str, config: &NetworkConfig) -> Vec<
              leave'",
         )
     });
+    findings
+}
+
+/// Public keys that more than one node has, of which each lease names one.
+fn shared_keys(leases: impl IntoIterator<Item = (String, String)>) -> Vec<Finding> {
+    let mut by_key = HashMap::<String, String>::new();
+    let mut findings = Vec::new();
+    for (key, node) in leases {
+        match by_key.get(&key) {
+            // A node may have left leases behind.
+            Some(other) if *other == node => {}
+            Some(other) => {
+                let detail = format!("{other} and {node} both have the public key {key}");
+                findings.push(Finding::wrong("keys", detail).advise(
+                    "one key file is a copy of the other: remove that of the node that came later, and \
+                     restart it",
+                ));
+            }
+            None => {
+                by_key.insert(key, node);
+            }
+        }
+    }
     findings
 }
 
@@ -204,6 +239,23 @@ fn families(leases: &[(SubnetKey, String, bool)], is_dual: bool) -> Vec<Finding>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_of_two_nodes_are_told() {
+        let lease = |key: &str, node: &str| (key.to_owned(), node.to_owned());
+        let leases = [
+            lease("a", "192.168.0.1"),
+            lease("b", "192.168.0.2"),
+            lease("a", "192.168.0.1"),
+            lease("b", "192.168.0.3"),
+        ];
+        let found = shared_keys(leases);
+        let details: Vec<_> = found.iter().map(|it| it.detail.as_str()).collect();
+        assert_eq!(
+            details,
+            ["192.168.0.2 and 192.168.0.3 both have the public key b"]
+        );
+    }
 
     #[test]
     fn leases_without_ipv6_and_those_that_overlap_are_told() {

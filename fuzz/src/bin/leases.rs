@@ -7,12 +7,17 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use muslin_encap::tunnel::wireguard::{PublicKey, decode_key};
 use muslin_fuzz::Seed;
 use muslin_stack::control::lease::{
-    Backend, Entry, Ipv6Range, LeaseRecord, NetworkConfig, SubnetKey, VxlanOptions, ipv6_fault,
-    is_public_ipv6, read_entry, read_peer,
+    Backend, Entry, Ipv6Range, LeaseRecord, NetworkConfig, SubnetKey, TunnelEnd, VxlanOptions,
+    WireGuardMode, WireGuardOptions, ipv6_fault, is_public_ipv6, read_entry, read_peer,
 };
+use muslin_stack::control::peers::{Here, peer_of_ipv6, peer_of_lease};
+use muslin_stack::datapath::peer::PeerId;
+use muslin_stack::secret::Secret;
 use serde_json::Value;
 
 muslin_fuzz::target! {
@@ -46,6 +51,16 @@ muslin_fuzz::target! {
         b",\"IPv6SubnetLen\":64",
         b",\"IPv6SubnetMin\":\"fd00:1:0:1::\"",
         b",\"IPv6SubnetMax\":\"fd00:1:0:9::\"",
+        b"\"BackendType\":\"wireguard\"",
+        b"{\"PublicKey\":\"mDnqJQyJjWLpXnqXRRYBXC5Sqt4nLDFGfaw1Ru5sDyc=\",\"Port\":51820}",
+        b"\"Backend\":{\"Type\":\"wireguard\"}",
+        b",\"Mode\":\"separate\"",
+        b",\"Mode\":\"auto\"",
+        b",\"Mode\":\"ipv6\"",
+        b",\"ListenPort\":51820",
+        b",\"ListenPortV6\":51821",
+        b",\"PSK\":\"4HAXZFAg2aqXKxI1GMXTEDKcNJeuMEJRr8rjFO8XmEY=\"",
+        b",\"PersistentKeepaliveInterval\":25",
     ],
     inputs: 500_000,
     max_len: 800,
@@ -59,7 +74,9 @@ const ENTRY: u8 = 3;
 const MADE_RECORD: u8 = 4;
 const MADE_CONFIG: u8 = 5;
 const MADE_RANGE: u8 = 6;
-const KINDS: u8 = 7;
+const MADE_WIREGUARD: u8 = 7;
+const PEER: u8 = 8;
+const KINDS: u8 = 9;
 
 const PREFIX: &str = "/coreos.com/network";
 
@@ -76,6 +93,8 @@ fn run(data: &[u8]) {
         (MADE_RECORD, _) => made_record(bytes),
         (MADE_CONFIG, _) => made_config(bytes),
         (MADE_RANGE, _) => made_range(bytes),
+        (MADE_WIREGUARD, _) => made_wireguard(bytes),
+        (PEER, Ok(text)) => peer(text),
         _ => {}
     }
 }
@@ -95,6 +114,83 @@ fn record(text: &str) {
     assert!(record.vtep_mac_v6().is_none() || record.backend_type == "vxlan");
     assert_eq!(again.vtep_mac_v6(), record.vtep_mac_v6());
     assert_eq!(again.node_address(), record.node_address());
+    let is_wireguard = record.backend_type == "wireguard";
+    for (name, read) in [
+        ("backenddata", record.wireguard()),
+        ("backendv6data", record.wireguard_v6()),
+    ] {
+        let data = fields(text).expect("it was an object")(name);
+        let data = data.and_then(|data| {
+            fields(&data.to_string()).map(|field| {
+                let key = field("publickey").and_then(|key| decode_key(key.as_str()?).ok());
+                let port = field("port")
+                    .and_then(|port| port.as_u64())
+                    .unwrap_or_default();
+                (key, u16::try_from(port).unwrap_or_default())
+            })
+        });
+        let expected = data.and_then(|(key, port)| Some((PublicKey(key?), port)));
+        let expected = expected.filter(|_| is_wireguard);
+        assert_eq!(read.map(|it| (it.public_key, it.port)), expected);
+    }
+    assert!(record.public_keys().count() <= 2);
+    assert!(is_wireguard || !matches!(record.end(), Some(TunnelEnd::Key(_))));
+}
+
+/// A configuration and a record with a newline between them: the peers of a dual lease, if there are some.
+fn peer(text: &str) {
+    let (config, record) = text.split_once('\n').unwrap_or((text, ""));
+    let (Ok(config), Ok(record)) = (NetworkConfig::parse(config), LeaseRecord::parse(record))
+    else {
+        return;
+    };
+    let Backend::WireGuard(options) = &config.backend else {
+        return;
+    };
+    let ipv4 = config.subnets().next();
+    let ipv6 = config
+        .ipv6
+        .and_then(|range| Ipv6Net::new(range.subnet_min, range.subnet_len).ok());
+    let Some(key) = SubnetKey::of(ipv4, ipv6) else {
+        return;
+    };
+    let addresses = "192.168.0.1,2001:db8::1".parse().expect("these are two");
+    let here = Here {
+        public_key: Some(PublicKey([1; 32])),
+        addresses: Some(addresses),
+    };
+    let halves = [
+        peer_of_lease(PeerId(1), key, &record, &config, &here),
+        peer_of_ipv6(PeerId(2), key, &record, &config, &here),
+    ];
+    let mut endpoints = Vec::new();
+    for (peer, is_ipv6) in halves.into_iter().zip([false, true]) {
+        let Ok(peer) = peer else {
+            continue;
+        };
+        let end = peer.wireguard.expect("its network needs that");
+        assert!(record.public_keys().any(|key| key == end.public_key));
+        assert_ne!(Some(end.public_key), here.public_key);
+        assert_eq!(
+            (peer.address.is_ipv6(), peer.subnet.addr().is_ipv6()),
+            (is_ipv6, is_ipv6)
+        );
+        let by_ipv6 = match options.mode {
+            WireGuardMode::Separate => Some(is_ipv6),
+            WireGuardMode::Ipv4 => Some(false),
+            WireGuardMode::Ipv6 => Some(true),
+            WireGuardMode::Auto => None,
+        };
+        assert!(by_ipv6.is_none_or(|by_ipv6| by_ipv6 == end.endpoint.is_ipv6()));
+        assert!(end.endpoint.port() != 0);
+        let networks = config.networks();
+        let mut networks = networks.iter::<ipnet::IpNet>();
+        assert!(!networks.any(|network| network.contains(&end.endpoint.ip())));
+        endpoints.push(end.endpoint);
+    }
+    if let ([one, other], true) = (&endpoints[..], options.mode.is_single()) {
+        assert_eq!(one, other);
+    }
 }
 
 /// The fields of a JSON object by their names in lower case, the last of a name.
@@ -171,6 +267,10 @@ fn config(text: &str) {
 }
 
 fn check_config(config: &NetworkConfig) {
+    if let Some(psk) = config.backend.psk() {
+        let shown = format!("{config} {config:?}");
+        assert!(!shown.contains(psk.to_text().as_str()), "{shown}");
+    }
     assert_eq!(NetworkConfig::parse(&config.to_json()).as_ref(), Ok(config));
     if let Some(range) = &config.ipv6 {
         check_range(range);
@@ -420,6 +520,53 @@ fn made_config(bytes: &[u8]) {
     }
 }
 
+/// A network of WireGuard, and a node's record in it.
+fn made_wireguard(bytes: &[u8]) {
+    let Some((&[mode, choices, p0, p1, p2, p3, keepalive], key)) = bytes.split_first_chunk::<7>()
+    else {
+        return;
+    };
+    let Some(key) = key.first_chunk::<32>() else {
+        return;
+    };
+    let mut options = WireGuardOptions::default();
+    options.mode = WireGuardMode::ALL[usize::from(mode) % 4];
+    options.listen_port = u16::from_be_bytes([p0, p1]).max(1);
+    options.listen_port_v6 = u16::from_be_bytes([p2, p3]).max(1);
+    options.keepalive = keepalive.into();
+    options.psk = (choices & 1 != 0).then(|| Secret::from(*key));
+    options.mtu = (choices & 2 != 0).then_some(Mtu::ETHERNET);
+    let (port, mode) = (options.listen_port, options.mode);
+    let port_v6 = if mode.is_single() {
+        port
+    } else {
+        options.listen_port_v6
+    };
+    let backend = Backend::WireGuard(options);
+    let network = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
+    let range = Ipv6Range::new("fd00:1::/48".parse().expect("it is one"), None).expect("it fits");
+    let plain = NetworkConfig::new(network, None, backend.clone()).expect("it has subnets");
+    assert_eq!(
+        plain.clone().without_ipv6().is_ok(),
+        mode != WireGuardMode::Ipv6
+    );
+    check_config(&plain.with_ipv6(range).expect("it carries IPv6"));
+    let alone = NetworkConfig::ipv6_only(range, backend.clone());
+    assert_eq!(alone.is_ok(), mode != WireGuardMode::Ipv4);
+
+    let (key, ip) = (PublicKey(*key), Ipv4Addr::new(192, 168, 0, 3));
+    let ipv6 = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 3);
+    let dual = LeaseRecord::of(&backend, ip, key).with_ipv6(&backend, ipv6, key);
+    for record in [dual.clone(), dual.clone().without_ipv4()] {
+        assert!(record.carries_ipv6());
+        assert_eq!(LeaseRecord::parse(&record.to_json()).as_ref(), Ok(&record));
+        let data = record.wireguard_v6().expect("it was written");
+        assert_eq!((data.public_key, data.port), (key, port_v6));
+        assert_eq!(record.end(), Some(TunnelEnd::Key(key)));
+    }
+    assert_eq!(dual.wireguard().map(|data| data.port), Some(port));
+}
+
 fn seeds() -> Vec<Seed> {
     let with = |choice: u8, text: &str| [&[choice], text.as_bytes()].concat();
     let vxlan = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
@@ -427,6 +574,9 @@ fn seeds() -> Vec<Seed> {
     let dual = r#"{"PublicIP":"1.1.1.1","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":""},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}}"#;
     let whole = r#"{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","Backend":{"Type":"UDP","Port":7890}}"#;
     let switches = r#"{"network":"10.5.0.0/16","EnableIPv4":true,"Backend":{"Type":"vxlan","VNI":7,"MTU":1400,"DirectRouting":true,"GBP":true}}"#;
+    let wireguard = r#"{"PublicIP":"192.168.0.3","PublicIPv6":"fd01::3","BackendType":"wireguard","BackendData":{"PublicKey":"mDnqJQyJjWLpXnqXRRYBXC5Sqt4nLDFGfaw1Ru5sDyc=","Port":51820},"BackendV6Data":{"PublicKey":"mDnqJQyJjWLpXnqXRRYBXC5Sqt4nLDFGfaw1Ru5sDyc=","Port":51821}}"#;
+    let wireguards = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:1::/48","Backend":{"Type":"wireguard","Mode":"separate","PSK":"4HAXZFAg2aqXKxI1GMXTEDKcNJeuMEJRr8rjFO8XmEY="}}"#;
+    let auto = wireguards.replace("separate", "auto");
     let entry = |key: &str, value: &str| with(ENTRY, &format!("{PREFIX}/subnets/{key}\n{value}"));
     vec![
         ("entry-whole-network", entry("10.244.0.0-16", udp)),
@@ -479,6 +629,21 @@ fn seeds() -> Vec<Seed> {
                 MADE_RANGE, 0, 64, 0xff, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
                 255, 255, 255, 255,
             ],
+        ),
+        ("record-wireguard", with(RECORD, wireguard)),
+        ("config-wireguard", with(CONFIG, wireguards)),
+        (
+            "peer-separate",
+            with(PEER, &format!("{wireguards}\n{wireguard}")),
+        ),
+        ("peer-auto", with(PEER, &format!("{auto}\n{wireguard}"))),
+        (
+            "made-wireguard",
+            [
+                &[MADE_WIREGUARD, 1, 3, 0xca, 0x6c, 0xca, 0x6d, 25][..],
+                &[7; 32],
+            ]
+            .concat(),
         ),
         ("record-vxlan", with(RECORD, vxlan)),
         ("record-udp", with(RECORD, udp)),
