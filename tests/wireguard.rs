@@ -254,6 +254,15 @@ fn keys_and_addresses_change_while_pods_speak() {
     });
     assert!(theirs.exchange(connection, 1_000_000, 2).unwrap().intact);
     traffic::ping(&mut ours, flannel::kernel(2));
+    let shown = node.query("peers");
+    let encryption = &shown[0]["encryption"];
+    assert_eq!(encryption["endpoint"], format!("{moved}:51820"), "{shown}");
+    assert_eq!(
+        (&encryption["roamed"], &encryption["waiting"]),
+        (&true.into(), &0.into())
+    );
+    let handshake = encryption["handshake_seconds"].as_u64();
+    assert!(handshake.is_some_and(|seconds| seconds < 60), "{shown}");
     // Its record, written again, changes nothing.
     let key = format!(
         "{PREFIX}/subnets/{}",

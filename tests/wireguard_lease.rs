@@ -217,7 +217,9 @@ fn what_a_node_of_wireguard_cannot_be_is_told_in_one_line() {
         let code = node.wait_exit(SOON);
         let log = node.log();
         let mut lines = log.lines().rev();
-        let last = lines.find(|line| line.starts_with("muslin: ")).unwrap_or_default();
+        let last = lines
+            .find(|line| line.starts_with("muslin: "))
+            .unwrap_or_default();
         assert!(code.is_some_and(|code| code != 0), "{log}");
         assert!(last.contains(words), "{words}: {log}");
         assert!(!log.contains(&PSK[..8]), "{log}");

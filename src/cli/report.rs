@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 use muslin_stack::api::control::{
-    Code, Dns, Drop, DropLease, Flow, Group, Lease, Neighbour, Peer, Pod, Route, Status, Table,
-    Traffic,
+    Code, Dns, Drop, DropLease, Encryption, Flow, Group, Lease, Neighbour, Peer, Pod, Route,
+    Status, Table, Traffic,
 };
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::control::ipam::PodName;
@@ -282,10 +282,23 @@ fn path(peer: &Peer) -> String {
     let mtu = peer.mtu.map(|mtu| format!(", MTU {mtu}"));
     let checksums = peer.partial_checksums.then_some(", partial checksums");
     format!(
-        "{path}{}{}",
+        "{path}{}{}{}",
         mtu.unwrap_or_default(),
-        checksums.unwrap_or_default()
+        checksums.unwrap_or_default(),
+        peer.encryption.as_ref().map(encryption).unwrap_or_default()
     )
+}
+
+/// How old a peer's keys are, and where it is if that is not where its lease says.
+fn encryption(encryption: &Encryption) -> String {
+    let handshake = match encryption.handshake_seconds {
+        Some(seconds) => format!(", encrypted, handshake {} ago", duration(seconds)),
+        None => ", encrypted, no handshake yet".to_owned(),
+    };
+    match encryption.is_roamed {
+        true => format!("{handshake}, at {}", encryption.endpoint),
+        false => handshake,
+    }
 }
 
 fn heard(seconds: Option<u64>) -> String {

@@ -10,8 +10,8 @@ use muslin_encap::tunnel::vxlan::Vni;
 use muslin_stack::Duration;
 use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{
-    Dns, Drop, Flow, Flows, Group, HostInterface, Neighbour, Packets, Peer, Pod, Ports, Route,
-    Status, Table, Traffic,
+    Dns, Drop, Encryption, Flow, Flows, Group, HostInterface, Neighbour, Packets, Peer, Pod, Ports,
+    Route, Status, Table, Traffic,
 };
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::Standing;
@@ -235,6 +235,7 @@ pub(super) fn pods(running: &RunningNode, ports: &HashMap<PortId, PortState>) ->
 pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
     let states = census.states.peers.iter();
     let states: HashMap<_, _> = states.map(|state| (state.peer.id, state)).collect();
+    let (links, now) = (&census.states.links, census.states.now);
     let names = running.naming.names.read();
     let (facts, plan) = (&running.facts, &running.plan());
     let prefix = running.interface().prefixes();
@@ -252,6 +253,8 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
         let path = state.map(|state| state.path);
         let signs = census.known(&names, key.first()).signs;
         let signs = signs.unwrap_or_default();
+        let ids = [Some(known.id), known.id_v6];
+        let link = links.iter().find(|link| ids.contains(&Some(link.peer)));
         let half = match known.peer_v6(*key, &facts.config, &here) {
             Some(ipv6) if key.ipv4().is_none() && facts.subnets.ipv6().is_some() => ipv6,
             _ => known.peer(*key, &facts.config, &here),
@@ -277,6 +280,12 @@ pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
             mtu: path.and_then(|path| path_mtu(path, plan)),
             partial_checksums: state.is_some_and(|state| {
                 (state.path, state.peer.checksums) == (Path::Tunnel, Checksums::Partial)
+            }),
+            encryption: link.map(|link| Encryption {
+                endpoint: link.endpoint,
+                is_roamed: link.roamed,
+                handshake_seconds: link.handshake.map(|at| (now - at).secs()),
+                waiting: link.staged as u64,
             }),
             received: traffic(received),
             sent: traffic(sent),

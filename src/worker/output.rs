@@ -17,6 +17,7 @@ use muslin_stack::datapath::frame;
 use muslin_stack::datapath::node::Verdict;
 use muslin_stack::datapath::peer::PeerId;
 use muslin_stack::datapath::port::PortId;
+use muslin_stack::datapath::wireguard::LinkState;
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use tracing::warn;
@@ -432,6 +433,12 @@ impl Io {
     pub(super) fn open(&mut self, received: &mut Received) -> Option<Contents> {
         let (sealing, tunnel) = (self.sealing.as_mut()?, self.underlay.tunnel.as_ref()?);
         Some(sealing.open(tunnel, received.datagrams(), &mut self.tally))
+    }
+
+    /// How it stands with the keys of peers, if the tunnel is sealed.
+    pub(super) fn links(&self) -> impl Iterator<Item = LinkState> + '_ {
+        let sealing = self.sealing.iter();
+        sealing.flat_map(|sealing| sealing.wireguard.links())
     }
 
     /// When [`Self::handle_timeout`] is next needed, if ever.

@@ -11,6 +11,7 @@ use muslin_stack::datapath::egress::{EgressCounters, FlowInfo};
 use muslin_stack::datapath::neighbour::{Place, State};
 use muslin_stack::datapath::peer::PeerState;
 use muslin_stack::datapath::port::{PortId, Traffic};
+use muslin_stack::datapath::wireguard::LinkState;
 use muslin_stack::drops::Counters;
 use muslin_stack::{Duration, Instant};
 use tokio::sync::watch;
@@ -75,6 +76,8 @@ pub struct PeerStates {
     pub now: Instant,
     /// The peers, by their numbers.
     pub peers: Vec<PeerState>,
+    /// How it stands with their keys, if the tunnel is WireGuard.
+    pub links: Vec<LinkState>,
 }
 
 /// What is known of an address: where it is, and since when.

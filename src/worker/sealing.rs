@@ -2,6 +2,7 @@
 //! before the data path takes it. What keys and sessions are is in `muslin_stack::datapath::wireguard`.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Instant, SystemTime};
 
 use muslin_encap::offload::batch::{self, Queued, SendBatch};
@@ -30,9 +31,9 @@ pub(super) struct Sealing {
     spare: Contents,
 }
 
-/// What was in datagrams, in their order: a peer's packet, and how long the datagram is with it.
+/// What was in datagrams, in their order: a peer's packet, and where it is in the datagram.
 #[derive(Default)]
-pub(super) struct Contents(Vec<Option<(PeerId, usize)>>);
+pub(super) struct Contents(Vec<Option<(PeerId, Range<usize>)>>);
 
 impl Contents {
     /// The packets in these datagrams, which were opened.
@@ -42,8 +43,8 @@ impl Contents {
     ) -> impl Iterator<Item = (PeerId, SocketAddr, &'a mut [u8])> {
         let opened = datagrams.zip(&self.0);
         opened.filter_map(|((source, datagram), opened)| {
-            let (peer, len) = (*opened)?;
-            Some((peer, source, datagram.get_mut(..len)?))
+            let (peer, range) = opened.as_ref()?;
+            Some((*peer, source, datagram.get_mut(range.clone())?))
         })
     }
 }
@@ -181,7 +182,7 @@ impl Sealing {
         let mut contents = std::mem::take(&mut self.spare);
         for (source, datagram) in datagrams {
             let opened = match self.wireguard.open(now, source, datagram) {
-                Ok(Opened::Packet(peer, len)) => Some((peer, len)),
+                Ok(Opened::Packet(peer, range)) => Some((peer, range)),
                 Ok(Opened::Consumed) => None,
                 Err(reason) => {
                     tally.lose(reason, 1);

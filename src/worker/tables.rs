@@ -84,6 +84,7 @@ impl Workers {
         let copy = |view: &View<'_>| PeerStates {
             now: view.now,
             peers: view.path.node().peers().collect(),
+            links: view.io.links().collect(),
         };
         let mut all = self.copy(copy).await?.into_iter();
         let mut whole = all.next().ok_or(NoAnswer)?;

@@ -55,14 +55,13 @@ impl Format {
 
     /// Bytes in front of the inner IP packet in a datagram that a socket receives: as in
     /// [`Self::network_offset`], but 20 for IP in IP, because a raw socket receives the outer
-    /// header too (raw(7)), and 16 for WireGuard, once a message is opened in its place. An outer header
-    /// with options is longer; see [`super::ipip::inner_offset`].
+    /// header too (raw(7)). An outer header with options is longer; see
+    /// [`super::ipip::inner_offset`]. Messages of WireGuard are opened first.
     #[must_use]
     pub const fn received_network_offset(self) -> usize {
         match self {
-            Self::Vxlan | Self::Udp => self.network_offset(),
+            Self::Vxlan | Self::Udp | Self::WireGuard => self.network_offset(),
             Self::Ipip => v4::HEADER_LEN,
-            Self::WireGuard => wireguard::HEADER_LEN,
         }
     }
 
@@ -112,7 +111,7 @@ mod tests {
         assert_eq!(offsets(Format::Vxlan), (22, 22));
         assert_eq!(offsets(Format::Udp), (0, 0));
         assert_eq!(offsets(Format::Ipip), (0, 20));
-        assert_eq!(offsets(Format::WireGuard), (0, 16));
+        assert_eq!(offsets(Format::WireGuard), (0, 0));
     }
 
     #[test]

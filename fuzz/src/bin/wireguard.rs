@@ -9,7 +9,7 @@ use std::time;
 use ipnet::IpNet;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::offload::virtio::Header;
-use muslin_encap::tunnel::wireguard::{HEADER_LEN, message_len};
+use muslin_encap::tunnel::wireguard::message_len;
 use muslin_fuzz::Seed;
 use muslin_stack::datapath::peer::{Peer, PeerId, WireGuardEnd};
 use muslin_stack::datapath::wireguard::{
@@ -354,7 +354,7 @@ impl World {
             // A changed cookie reply, or one that asks for a cookie, moves nobody.
             assert_eq!(before, endpoints(&self.nodes[to]));
         }
-        if let Ok(Opened::Packet(peer, len)) = opened {
+        if let Ok(Opened::Packet(peer, range)) = opened {
             let packet = packet.expect("nothing else has a packet in it");
             let found = self.sent.get_mut(&packet).expect("it was sent");
             assert_eq!(
@@ -364,18 +364,18 @@ impl World {
             );
             found.2 = true;
             assert!(self.peers[to].contains(&peer));
-            assert_eq!(number_of(&bytes[HEADER_LEN..len]), packet);
+            assert_eq!(number_of(&bytes[range.clone()]), packet);
             // It is what it says it is long, without what it was padded with.
-            let expected = match bytes[HEADER_LEN] >> 4 {
-                4 => u16::from_be_bytes([bytes[HEADER_LEN + 2], bytes[HEADER_LEN + 3]]).into(),
+            let expected = match bytes[range.start] >> 4 {
+                4 => u16::from_be_bytes([bytes[range.start + 2], bytes[range.start + 3]]).into(),
                 _ => {
                     40 + usize::from(u16::from_be_bytes([
-                        bytes[HEADER_LEN + 4],
-                        bytes[HEADER_LEN + 5],
+                        bytes[range.start + 4],
+                        bytes[range.start + 5],
                     ]))
                 }
             };
-            assert_eq!(len - HEADER_LEN, expected);
+            assert_eq!(range.len(), expected);
         }
         self.poll(to);
     }

@@ -329,6 +329,7 @@ impl<'a> Words<'a> {
             Tunnel::Vxlan { vni, .. } => format!("VXLAN with VNI {}", Vni::get(vni)),
             Tunnel::Udp => "flannel's UDP".to_owned(),
             Tunnel::Ipip => "IPv4 in IPv4".to_owned(),
+            Tunnel::WireGuard => "WireGuard".to_owned(),
             _ => "no tunnel".to_owned(),
         }
     }

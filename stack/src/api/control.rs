@@ -823,10 +823,29 @@ pub struct Peer {
     /// Whether packets leave for it with partial checksums, which it has said that it takes.
     #[serde(default)]
     pub partial_checksums: bool,
+    /// How packets to it and from it are encrypted, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// Datagrams and bytes from it.
     pub received: Traffic,
     /// Datagrams and bytes to it.
     pub sent: Traffic,
+}
+
+/// How it stands with a peer whose packets are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Encryption {
+    /// Where datagrams go.
+    pub endpoint: SocketAddr,
+    /// Whether that is where it was last heard, and not where its lease says.
+    #[serde(rename = "roamed")]
+    pub is_roamed: bool,
+    /// Seconds since the last handshake; none if there was none. Without one for 180 s nothing passes until the
+    /// next, which the next packet begins.
+    pub handshake_seconds: Option<u64>,
+    /// Packets that wait for a handshake.
+    pub waiting: u64,
 }
 
 /// A key where the store has leases.

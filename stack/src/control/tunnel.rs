@@ -257,10 +257,11 @@ mod tests {
     #[test]
     fn wireguard_has_one_mtu_and_a_port_for_each_ip_version() {
         let backend = |mode, mtu| {
-            let mut options = WireGuardOptions::default();
-            options.mode = mode;
-            options.mtu = Mtu::new(mtu).ok();
-            Backend::WireGuard(options)
+            Backend::WireGuard(WireGuardOptions {
+                mode,
+                mtu: Mtu::new(mtu).ok(),
+                ..WireGuardOptions::default()
+            })
         };
         let [ipv4, ipv6] = ["192.0.2.1", "fd00::1"].map(|ip| ip.parse().unwrap());
         for (mode, port_v6) in [

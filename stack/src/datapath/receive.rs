@@ -79,7 +79,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         self.take_batch(now, datagrams, merging, host, send);
     }
 
-    /// The same of messages that WireGuard has opened in their places, with the peers that sealed them.
+    /// The same of packets that WireGuard has taken out of messages, with the peers that sealed them.
     pub fn from_wireguard_batch<'a>(
         &mut self,
         now: Instant,

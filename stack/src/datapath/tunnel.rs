@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
-use muslin_encap::tunnel::{Format, ipip, wireguard};
+use muslin_encap::tunnel::{Format, ipip};
 use smoltcp::wire::EthernetProtocol;
 
 use crate::datapath::frame;
@@ -167,13 +167,10 @@ impl Tunnel {
                 packet.trim_front(inner.map_err(|_| DropReason::IpipHeader)?);
                 Ok(Inner::Ipv4)
             }
-            Self::WireGuard => {
-                packet.trim_front(wireguard::HEADER_LEN);
-                match packet.as_slice().first().map(|byte| byte >> 4) {
-                    Some(6) => Ok(Inner::Ipv6),
-                    _ => Ok(Inner::Ipv4),
-                }
-            }
+            Self::WireGuard => match packet.as_slice().first().map(|byte| byte >> 4) {
+                Some(6) => Ok(Inner::Ipv6),
+                _ => Ok(Inner::Ipv4),
+            },
             Self::Vxlan { vni, mac, mac_v6 } => decapsulate_vxlan(*vni, *mac, *mac_v6, packet),
         }
     }

@@ -630,9 +630,10 @@ mod tests {
             (WireGuardMode::Ipv4, 51820),
             (WireGuardMode::Ipv6, 51820),
         ] {
-            let mut options = WireGuardOptions::default();
-            options.mode = mode;
-            let backend = Backend::WireGuard(options);
+            let backend = Backend::WireGuard(WireGuardOptions {
+                mode,
+                ..WireGuardOptions::default()
+            });
             let plain = LeaseRecord::of(&backend, ip, key);
             let data = format!(r#""BackendData":{{"PublicKey":"{KEY}","Port":51820}}"#);
             let data_v6 = format!(r#""BackendV6Data":{{"PublicKey":"{KEY}","Port":{port_v6}}}"#);

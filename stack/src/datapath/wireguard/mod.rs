@@ -15,6 +15,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time;
 
 use muslin_encap::ip::{v4, v6};
@@ -180,10 +181,10 @@ pub struct Staged {
 }
 
 /// What was in a datagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Opened {
-    /// A packet of this peer. The datagram holds it now behind [`HEADER_LEN`] bytes, and is this long.
-    Packet(PeerId, usize),
+    /// A packet of this peer, which is there in the datagram now.
+    Packet(PeerId, Range<usize>),
     /// Nothing for the data path.
     Consumed,
 }
@@ -659,10 +660,11 @@ fn take_out(link: &Link, packet: &[u8], datagram: &mut [u8]) -> Result<Opened, D
     };
     // Of a version that its lease has not, it is nobody's.
     let peer = link.peer(version).ok_or(DropReason::SourceNotInLease)?;
-    let room = datagram.get_mut(HEADER_LEN..HEADER_LEN + len);
+    let range = HEADER_LEN..HEADER_LEN + len;
+    let room = datagram.get_mut(range.clone());
     room.ok_or(DropReason::WireguardMalformed)?
         .copy_from_slice(&packet[..len]);
-    Ok(Opened::Packet(peer, HEADER_LEN + len))
+    Ok(Opened::Packet(peer, range))
 }
 
 /// Why a message is dropped.

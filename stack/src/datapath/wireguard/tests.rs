@@ -143,8 +143,8 @@ impl Pair {
     fn deliver(&mut self, to: usize, source: SocketAddr, mut datagram: Vec<u8>) {
         let opened = self.nodes[to].open(self.now, source, &mut datagram);
         match opened {
-            Ok(Opened::Packet(peer, len)) => {
-                self.delivered[to].push((peer, datagram[HEADER_LEN..len].to_vec()));
+            Ok(Opened::Packet(peer, range)) => {
+                self.delivered[to].push((peer, datagram[range].to_vec()));
             }
             Ok(Opened::Consumed) => {}
             Err(reason) => self.reasons.push(reason),
