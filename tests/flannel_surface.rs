@@ -150,6 +150,26 @@ fn a_flag_comes_before_muslins_variable_and_that_before_flannels() {
 }
 
 #[test]
+fn the_private_key_is_in_the_file_that_flannels_variable_names() {
+    let Some(lab) = Lab::new() else { return };
+    let file = |name: &str| lab.directory().join(name).join("wgkey");
+    let variable =
+        |prefix: &str, name: &str| format!("{prefix}WIREGUARD_KEY_FILE={}", file(name).display());
+    let [flannels, muslins] = [variable("", "flannel"), variable("MUSLIN_", "muslin")];
+    let start = |name: &str, variables: &[&str]| {
+        let state = lab.directory().join(name);
+        let flags = ["--backend", "wireguard"];
+        let status = Daemon::start(lab.root(), &state, variables, &flags).status();
+        status["public_key"].as_str().unwrap().to_owned()
+    };
+    let first = start("one", &[&flannels]);
+    assert_eq!(fs::read_to_string(file("flannel")).unwrap().len(), 44);
+    assert_eq!(start("two", &[&flannels]), first);
+    assert_ne!(start("three", &[&flannels, &muslins]), first);
+    assert!(file("muslin").exists());
+}
+
+#[test]
 fn the_subnet_file_is_flannels_byte_for_byte() {
     let Some(lab) = Lab::new() else { return };
     let file = lab.directory().join("run/flannel/subnet.env");
