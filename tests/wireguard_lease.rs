@@ -181,7 +181,7 @@ fn a_dual_node_publishes_both_ends_and_listens_there() {
             .with("--port", 4000)
             .with("--wireguard-mode", mode)
             .with("--wireguard-psk-file", psk.display());
-        let node = config.start(&host(&lab, number));
+        let mut node = config.start(&host(&lab, number));
         let key = node.status("public_key");
         let expected = format!(
             r#"{{"PublicIP":"10.9.0.{number}","PublicIPv6":"fd09::{number}","BackendType":"wireguard","BackendData":{},"BackendV6Data":{}}}"#,
@@ -190,12 +190,22 @@ fn a_dual_node_publishes_both_ends_and_listens_there() {
         );
         assert_eq!(leases(&url), [expected], "{mode}");
         let listening = node.host().run(&["ss", "-Hlun"]);
-        for end in [
+        let ends = [
             format!("10.9.0.{number}:4000"),
             format!("[fd09::{number}]:{port_v6}"),
-        ] {
-            assert!(listening.contains(&end), "{mode} {end}: {listening}");
+        ];
+        for end in &ends {
+            assert!(listening.contains(end), "{mode} {end}: {listening}");
         }
+        // Another process goes on with the same.
+        let mut old = node.take_over();
+        assert!(old.wait().unwrap().success());
+        assert_eq!(node.status("public_key"), key);
+        let listening = node.host().run(&["ss", "-Hlun"]);
+        assert!(
+            ends.iter().all(|end| listening.contains(end)),
+            "{listening}"
+        );
         assert_eq!(
             (node.mtu(), node.query("status")["mtu_v6"].as_u64()),
             (1408, Some(1408))
@@ -249,4 +259,36 @@ fn what_a_node_of_wireguard_cannot_be_is_told_in_one_line() {
         leases(&lab.store()),
         [record("10.9.0.1", &node.status("public_key"))]
     );
+}
+
+#[test]
+fn a_list_has_the_key_of_each_node() {
+    let Some(lab) = Lab::new() else { return };
+    let list = lab.directory().join("nodes.toml");
+    let write = |key: &str| {
+        let node = |number: u8, more: &str| {
+            format!(
+                "[[node]]\npublic-ip = \"10.9.0.{number}\"\nsubnet = \"10.244.{number}.0/24\"\n{more}"
+            )
+        };
+        let own = node(1, key);
+        let other = node(2, &format!("public-key = \"{OTHER}\"\n"));
+        let head = "network = \"10.244.0.0/16\"\nbackend = \"wireguard\"\nport = 4000\n";
+        fs::write(&list, format!("{head}{own}{other}{}", node(3, ""))).unwrap();
+    };
+    write("");
+    let url = format!("file:{}", list.display());
+    let config = NodeConfig::on_interface("n1", "eth0", &url);
+    let host = host(&lab, 1);
+    let mut node = config.spawn(&host);
+    node.wait_told(&["this node needs public-key"]);
+    let log = node.log();
+    let (_, asked) = log.split_once("this node needs ").unwrap();
+    let (line, _) = asked.split_once(" there").unwrap();
+    // It goes on as soon as the list has it.
+    write(&format!("{line}\n"));
+    node.wait_ready(SOON);
+    assert!(line.contains(&node.status("public_key")));
+    state(&node, "10.9.0.2", "silent");
+    state(&node, "10.9.0.3", "no public key");
 }

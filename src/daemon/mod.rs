@@ -42,14 +42,15 @@ use front::Front;
 pub(crate) use host_interface::NAME as HOST_INTERFACE;
 use metrics::Exporter;
 use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::wireguard::PublicKey;
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::Memory;
 use muslin_stack::control::lease::OwnChange;
 use muslin_stack::control::lease::{
-    Backend, Change, ConfigFault, Identity, LeaseRecord, Loss, Manager, ManagerSettings,
-    NetworkConfig, SubnetKey, WantedConfig, WireGuardMode,
+    Backend, Change, ConfigFault, Identity, Loss, Manager, ManagerSettings, NetworkConfig,
+    SubnetKey, WantedConfig, WireGuardMode,
 };
 use muslin_stack::control::peers::Here;
 use muslin_stack::control::plane::ControlPlane;
@@ -305,8 +306,8 @@ impl Start {
             u64::from_ne_bytes(random()?),
         );
         settings.multicast = self.settings.multicast;
-        if let Some(listed) = &listed {
-            settings.take(listed);
+        if let Some(listed) = listed {
+            settings.take(&listed);
             identity.vtep_mac = settings.identity.vtep_mac;
         }
         // What this node knows of itself comes before what flannel's file says.
@@ -330,7 +331,6 @@ impl Start {
             state: Arc::new(self.state),
             identity,
             is_anew: false,
-            listed,
             interface,
             networks,
             awaited_since: None,
@@ -396,8 +396,6 @@ struct Driver {
     identity: state::Identity,
     /// Whether that is another one than is written down.
     is_anew: bool,
-    /// The record that a static list has for it.
-    listed: Option<LeaseRecord>,
     /// The underlay's interface as it was seen last.
     interface: watch::Receiver<PublicInterface>,
     /// Takes the pod networks, by which the interface is chosen from then on.
@@ -785,19 +783,28 @@ impl Driver {
         let file = file.unwrap_or_else(|| self.state.wireguard_key_file());
         let private_key = wireguard_key::read_or_make(&file)?;
         let wireguard = WireGuardSettings::new(private_key, options);
-        if let Some(listed) = &self.listed {
-            let own = wireguard.public_key();
-            let listed = listed.public_keys().next();
-            if listed != Some(own) {
-                let instead = listed.map_or_else(String::new, |key| format!(" in place of {key}"));
-                return Err(Error::usage(format!(
-                    "{} must have public-key = \"{own}\" for this node{instead}: that is the key of {}",
-                    self.store,
-                    file.display()
-                )));
-            }
-        }
+        self.check_listed_key(wireguard.public_key(), &file)?;
         Ok(Some(wireguard))
+    }
+
+    /// Whether a static list, if that is the store, has this node's public key, which is of this file.
+    fn check_listed_key(&self, own: PublicKey, file: &Path) -> Result<()> {
+        let public_ip = self.interface.borrow().public().ipv4();
+        let listed = self
+            .leases
+            .listed(public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED));
+        let Some(listed) = listed.map_err(Error::usage)? else {
+            return Ok(());
+        };
+        let listed = listed.public_keys().next();
+        if listed == Some(own) {
+            return Ok(());
+        }
+        let instead = listed.map_or_else(String::new, |key| format!(" in place of {key}"));
+        Err(Error::usage(format!(
+            "this node needs public-key = \"{own}\" there{instead}, which is the key of {}",
+            file.display()
+        )))
     }
 
     fn open_tunnel(&mut self, config: NetworkConfig) -> Result<OpenTunnel> {
