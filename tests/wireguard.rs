@@ -95,7 +95,9 @@ impl<'a> FlannelNode<'a> {
             .sh("mount -t tmpfs none /run && mkdir /run/wireguard");
         let mut command = flannel.host.command("wireguard-go");
         command.args(["-f", "flannel-wg"]).stdin(Stdio::null());
-        let device = command.stdout(Stdio::null()).spawn().unwrap();
+        // It would say on each start that kernels have WireGuard, too.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let device = command.spawn().unwrap();
         poll_until(SOON, "the device", || {
             let shown = flannel.host.output(&["wg", "show", "flannel-wg"]);
             shown.status.success().then_some(())
